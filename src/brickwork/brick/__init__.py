@@ -1,0 +1,1 @@
+"""What a brick is: data only; no model, no store."""

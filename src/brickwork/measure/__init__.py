@@ -1,0 +1,1 @@
+"""What can be seen of a model and its bricks: losses, activations, scores."""

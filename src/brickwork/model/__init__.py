@@ -1,0 +1,1 @@
+"""What bricks plug into: the room that knows the module paths of model families."""

@@ -1,0 +1,55 @@
+"""Sequences to train and measure on: prompts with responses, in batches of similar length."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one sequence and where its response starts (its length if it has none)."""
+
+    ids: list[int]
+    response_start: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded ids, and the loss weight of predicting each of them (0 for padding)."""
+
+    ids: Int[Tensor, "rows tokens"]
+    weight: Float[Tensor, "rows tokens"]
+
+
+def pack(sequences: Sequence[Encoded], pad: int, prompt_weight: float) -> Batch:
+    """One batch: ids padded on the right, response tokens weighing 1, all others less.
+
+    Padding stands behind everything else, so a causal model needs no mask for it.
+    """
+    width = max(len(s.ids) for s in sequences)
+    ids = torch.full((len(sequences), width), pad)
+    weight = torch.zeros(len(sequences), width)
+    for row, sequence in enumerate(sequences):
+        end, start = len(sequence.ids), sequence.response_start
+        ids[row, :end] = torch.tensor(sequence.ids)
+        weight[row, 1:start] = prompt_weight
+        weight[row, max(start, 1) : end] = 1.0
+    return Batch(ids, weight)
+
+
+def batches_by_length(
+    sequences: Sequence[Encoded], tokens_per_batch: int, shuffle: random.Random
+) -> list[list[Encoded]]:
+    """All sequences once, as groups of similar length and at most so many padded tokens."""
+    order = sorted(sequences, key=lambda s: (len(s.ids), shuffle.random()))
+    groups: list[list[Encoded]] = [[]]
+    for sequence in order:
+        if (len(groups[-1]) + 1) * len(sequence.ids) > tokens_per_batch and groups[-1]:
+            groups.append([])
+        groups[-1].append(sequence)
+    shuffle.shuffle(groups)
+    return groups

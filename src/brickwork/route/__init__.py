@@ -1,0 +1,1 @@
+"""The verb route: find and choose the bricks that an instruction needs."""

@@ -1,0 +1,1 @@
+"""A configured model: bricks attached to a base, and how it runs."""

@@ -1,0 +1,193 @@
+"""A base model on which every row of a batch runs its own configuration."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from brickwork.brick.brick import Brick
+from brickwork.brick.check import require_fit
+from brickwork.brick.configuration import Configuration
+from brickwork.errors import ConfigurationError, UnknownNameError
+from brickwork.model.attach import attached
+from brickwork.model.load import LoadedModel
+from brickwork.runtime.bank import Bank
+from brickwork.runtime.decode import Spoken, decode
+from brickwork.runtime.gather import Rows, Weighted, gather
+from brickwork.runtime.layout import Layout, lay_out
+from brickwork.runtime.plan import Plan, resolve
+from brickwork.runtime.words import decoded, encode, stop_tokens
+from brickwork.store.store import Store
+
+# Modules of one block that read the same tensor.
+_SAME_INPUT = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token of one row as it comes, and the text that it completes (often one word, or none)."""
+
+    row: int
+    token: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one row said: text and tokens, ``stop`` or ``length``, and seconds until it was done."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: str
+    seconds: float
+
+
+class ConfiguredModel:
+    """A base with a bank of bricks, from which each row of a batch takes its own.
+
+    Args:
+        loaded: the base, as ``load_model`` gives it.
+        store: where names in configurations are looked up; bricks given to ``add`` come first.
+        budget: bytes that loaded bricks may take; the least recently used leave first.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, store: Store | None = None, *, budget: int | None = None
+    ) -> None:
+        self.loaded, self.store = loaded, store
+        like = next(loaded.model.parameters()).detach()[:0]
+        self.bank = Bank(like, self._input_of, budget=budget)
+        self._named: dict[str, Brick] = {}
+
+    def add(self, brick: Brick, name: str | None = None) -> None:
+        """Make a brick known under its own or another name, without a store.
+
+        Raises:
+            MisfitError: if it does not fit the base.
+        """
+        require_fit(brick, self.loaded.base)
+        self._named[name or brick.spec.name] = brick
+
+    def find(self, reference: str) -> tuple[str, Brick]:
+        """The full reference and the brick that a name means."""
+        if reference in self._named:
+            return reference, self._named[reference]
+        if self.store is None:
+            raise UnknownNameError("brick", reference, self._named)
+        return self.store.entry(reference).reference, self.store.get(reference)
+
+    def plan(
+        self,
+        configurations: Sequence[Configuration],
+        reasons: Sequence[dict[str, str]] | None = None,
+    ) -> Plan:
+        """What these configurations mean here, checked and costed; nothing is run."""
+        return resolve(configurations, self.find, self.loaded, reasons)
+
+    def encode(self, prompts: Sequence[str], *, raw: bool = False) -> list[list[int]]:
+        """Prompts as token ids: as instructions in the chat template if there is one, or raw.
+
+        Raises:
+            ConfigurationError: if the base was loaded without a tokenizer.
+        """
+        return encode(self.loaded, prompts, raw=raw)
+
+    @torch.no_grad()
+    def logits(
+        self, prompts: Sequence[Sequence[int]], configurations: Sequence[Configuration]
+    ) -> list[Float[Tensor, "tokens vocabulary"]]:
+        """The logits after every token of every row, as if each row ran alone; no gradients."""
+        with self.serving(prompts, self.plan(configurations)) as layout:
+            output = self.loaded.model(
+                **layout.inputs, attention_mask=layout.mask_or_none, position_ids=layout.positions
+            ).logits
+        return [row[-length:] for row, length in zip(output, layout.lengths, strict=True)]
+
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        configurations: Sequence[Configuration] | Plan,
+        *,
+        raw: bool = False,
+    ) -> list[Answer]:
+        """The answers of a batch, each row under its own configuration.
+
+        Args:
+            prompts: instructions as text, or token ids.
+            configurations: one for each prompt, or a plan made from them.
+            raw: give text to the model as it is, without the chat template.
+        """
+        started = time.perf_counter()
+        plan = configurations if isinstance(configurations, Plan) else self.plan(configurations)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        seconds = [0.0 for _ in prompts]
+        for piece in self.stream(prompts, plan, raw=raw):
+            tokens[piece.row].append(piece.token)
+            seconds[piece.row] = time.perf_counter() - started
+        stops = stop_tokens(self.loaded)
+        answers = []
+        for row, used in zip(tokens, seconds, strict=True):
+            finish = "stop" if row and row[-1] in stops else "length"
+            kept = row[:-1] if finish == "stop" else row
+            answers.append(Answer(decoded(self.loaded, kept), tuple(kept), finish, used))
+        return answers
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        configurations: Sequence[Configuration] | Plan,
+        *,
+        raw: bool = False,
+    ) -> Iterator[Piece]:
+        """The tokens of all rows as they come; the model serves this batch until the last one."""
+        plan = configurations if isinstance(configurations, Plan) else self.plan(configurations)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        ids = self.encode(texts, raw=raw) if texts else [list(map(int, p)) for p in prompts]
+        options = [row.configuration.options for row in plan.rows]
+        model, stops = self.loaded.model, stop_tokens(self.loaded)
+        with self.serving(ids, plan) as layout:
+            spoken = [Spoken(partial(decoded, self.loaded)) for _ in ids]
+            for row, token, last in decode(model, layout, options, stops):
+                text = spoken[row].end() if token in stops else spoken[row].add(token, last=last)
+                yield Piece(row, token, text)
+
+    @contextmanager
+    def serving(self, prompts: Sequence[Sequence[int]], plan: Plan) -> Iterator[Layout]:
+        """Inside, the base serves this batch: its modules add what the plan's bricks add.
+
+        Raises:
+            ConfigurationError: if there is not one prompt for each row, a prompt cannot be run,
+                or the base is serving another batch.
+        """
+        if len(prompts) != len(plan.rows):
+            raise ConfigurationError(
+                f"{len(prompts)} prompts, but {len(plan.rows)} configurations; give one for each."
+            )
+        model, rows = self.loaded.model, self._load(plan)
+        with gather(self.bank, rows) as work:
+            layout = lay_out(model, prompts, rows)
+            with attached(model, len(rows), work):
+                yield layout
+
+    def _load(self, plan: Plan) -> Rows:
+        needed = plan.bricks
+        for brick in needed.values():
+            self.bank.load(brick, keep=needed)
+        return [
+            [Weighted(self.bank.resident(use.brick.hash), use.weight) for use in row.bricks]
+            for row in plan.rows
+        ]
+
+    def _input_of(self, path: str) -> str:
+        """A name for the tensor that the module at ``path`` reads."""
+        address = self.loaded.base.sites[path].address
+        if address == path:  # a module without a role: nothing is known of its input
+            return path
+        block, _, role = address.rpartition(".")
+        return f"{block}.{_SAME_INPUT.get(role, role)}"

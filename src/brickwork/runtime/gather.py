@@ -1,0 +1,123 @@
+"""From loaded bricks to the terms of one batch, gathered once when the batch is formed."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brickwork.brick.effects import Scale, Shift
+from brickwork.model.attach import RowWork, SharedShrink
+from brickwork.runtime.bank import Bank, Resident
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A loaded brick and how strongly it acts."""
+
+    resident: Resident
+    weight: float
+
+
+Rows = Sequence[Sequence[Weighted]]
+
+
+@contextmanager
+def gather(bank: Bank, rows: Rows) -> Iterator[dict[str, RowWork]]:
+    """What each module adds for each row; a brick of weight 0 adds nothing anywhere.
+
+    It is good inside the block only: the next batch reuses its memory.
+
+    Raises:
+        ConfigurationError: if the bank is inside the block of another batch.
+    """
+    acting = [[use for use in row if use.weight != 0] for row in rows]
+    work: dict[str, RowWork] = defaultdict(RowWork)
+    with bank.lent():
+        with torch.no_grad():
+            _gather_low_rank(bank, acting, work)
+            _gather_scales(acting, work)
+            _gather_shifts(acting, work)
+        yield dict(work)
+
+
+def _gather_low_rank(bank: Bank, rows: Rows, work: dict[str, RowWork]) -> None:
+    used = dict.fromkeys(site for row in rows for use in row for site in use.resident.B_pages)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for site in used:
+        groups[bank.input_of(site)].append(site)
+    known: dict[PageNumbers, Tensor] = {}
+    for group, members in groups.items():
+        indices = []
+        for site in members:
+            B = bank.B[site]
+            B_numbers = [[u.resident.B_pages.get(site, ()) for u in r] for r in rows]
+            A_numbers = [[u.resident.A_pages.get(site, ()) for u in r] for r in rows]
+            gathered = B.gather(_index(B_numbers, known, B.vectors.device))
+            work[site].B = _weighted(gathered, rows, site)
+            indices.append(_index(A_numbers, known, B.vectors.device))
+        A = bank.A[group].gather(torch.cat(indices, dim=1))  # rows all_ranks in
+        shrink, first = SharedShrink(A.transpose(1, 2), len(members)), 0
+        for site, index in zip(members, indices, strict=True):
+            work[site].shrink = shrink
+            work[site].columns = (first, first + index.shape[1])
+            first += index.shape[1]
+
+
+PageNumbers = tuple[tuple[int, ...], ...]
+
+
+def _index(
+    numbers: Sequence[Sequence[Sequence[int]]],
+    known: dict[PageNumbers, Tensor],
+    device: torch.device,
+) -> Tensor:
+    """Page numbers (rows, largest total rank of this batch); absent ranks read page 0."""
+    key = tuple(tuple(page for brick in row for page in brick) for row in numbers)
+    if key not in known:
+        rank = max(map(len, key))
+        padded = [[*row, *[0] * (rank - len(row))] for row in key]
+        known[key] = torch.tensor(padded, device=device)
+    return known[key]
+
+
+def _weighted(B: Tensor, rows: Rows, site: str) -> Tensor:
+    """``B`` (rows, rank, out) times the weight of the brick that each rank belongs to."""
+    if all(use.weight == 1 for row in rows for use in row):
+        return B
+    weights = torch.ones(B.shape[:2], dtype=B.dtype)
+    for number, row in enumerate(rows):
+        each = [use.weight for use in row for _ in use.resident.B_pages.get(site, ())]
+        weights[number, : len(each)] = torch.tensor(each, dtype=B.dtype)
+    return B.mul_(weights.to(B.device).unsqueeze(-1))
+
+
+def _gather_scales(rows: Rows, work: dict[str, RowWork]) -> None:
+    found: dict[tuple[str, str], list[tuple[int, Scale, float]]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        for use in row:
+            for scale in use.resident.scales:
+                found[scale.site, scale.on].append((number, scale, use.weight))
+    for (site, on), uses in found.items():
+        factors = uses[0][1].factor.new_ones(len(rows), 1, len(uses[0][1].factor))
+        for number, scale, weight in uses:
+            factors[number, 0] *= scale.factor if weight == 1 else 1 + weight * (scale.factor - 1)
+        if on == "in":
+            work[site].scale_in = factors
+        else:
+            work[site].scale_out = factors
+
+
+def _gather_shifts(rows: Rows, work: dict[str, RowWork]) -> None:
+    found: dict[str, list[tuple[int, Shift, float]]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        for use in row:
+            for shift in use.resident.shifts:
+                found[shift.site].append((number, shift, use.weight))
+    for site, uses in found.items():
+        total = uses[0][1].vector.new_zeros(len(rows), 1, len(uses[0][1].vector))
+        for number, shift, weight in uses:
+            total[number, 0] += weight * shift.vector
+        work[site].shift = total

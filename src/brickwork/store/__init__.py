@@ -1,0 +1,1 @@
+"""Where bricks live: a catalog, content-addressed objects and their index; no neural code."""
