@@ -62,7 +62,7 @@ class Engine:
     def mixed(self, ids: Tensor | None, idx: Sequence[int]) -> Iterator[None]:
         """Row i runs adapter ``idx[i]``."""
         rows = [[] if i < 0 else [Weighted(self.residents[i], 1.0)] for i in idx]
-        with attached(self.model, len(rows), gather(self.bank, rows)):
+        with gather(self.bank, rows) as work, attached(self.model, len(rows), work):
             yield
 
     @contextmanager

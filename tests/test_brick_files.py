@@ -285,7 +285,9 @@ def test_a_spoiled_file_gives_the_brick_or_a_refusal(
     assert found is None or found == one or '"hash"' not in content.decode(errors="replace")
 
 
-def test_reading_a_brick_loads_no_library_that_runs_models(written: Path) -> None:
+def test_reading_a_brick_loads_no_library_that_runs_models(tmp_path: Path) -> None:
+    written = tmp_path / "brick"
+    write_brick(brick(), written)
     code = (
         "import sys, pathlib; from brickwork.brick.folder import read_brick; "
         f"read_brick(pathlib.Path({str(written)!r})); "

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brickwork.route.calibrate import Calibration, balanced_threshold, calibrate
@@ -25,6 +25,7 @@ def balance(threshold: float, on: list[int], off: list[int]) -> float:
     return (kept + sum(score <= threshold for score in off) / len(off)) / 2
 
 
+@settings(max_examples=50)
 @given(levels, levels)
 def test_no_threshold_has_a_better_balanced_accuracy(on: list[int], off: list[int]) -> None:
     found = balanced_threshold(np.array(on, float), np.array(off, float))

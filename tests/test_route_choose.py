@@ -12,6 +12,7 @@ from brickwork.route.choose import choose_embedder
 from brickwork.route.embedders import Embedder
 from brickwork.route.lexical import TfidfEmbedder
 from brickwork.route.states import BaseStates, StatesEmbedder
+from brickwork.route.texts import BrickTexts
 from tests.letters import Letters, MemoryCache, brick
 
 # Words never repeat, letters do: only letters can find a left-out exemplar's brick.
@@ -90,7 +91,7 @@ def test_a_low_accuracy_warns_and_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("corpus", [[], [brick("a", "ab")], [brick("silent")]])
-def test_too_few_exemplars_leave_words_and_no_number(corpus: list[choose.BrickTexts]) -> None:
+def test_too_few_exemplars_leave_words_and_no_number(corpus: list[BrickTexts]) -> None:
     embedder, choice = choose_embedder(corpus, states=BaseStates("base", letters))
     assert (choice.name, choice.id) == ("tfidf", embedder.id)
     assert "cannot be told from so few exemplars" in choice.reason

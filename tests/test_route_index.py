@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
@@ -31,6 +31,11 @@ def random_index(sizes: Sequence[tuple[int, bool]], seed: int) -> Index:
     return Index(tuple(bricks), tuple(matrices))
 
 
+def cosine(one: Vectors, other: Vectors) -> float:
+    lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / lengths if lengths else 0.0
+
+
 sizes = st.lists(
     st.tuples(st.integers(0, 4), st.booleans()).filter(lambda pair: pair[0] or pair[1]),
     min_size=1,
@@ -38,6 +43,7 @@ sizes = st.lists(
 )
 
 
+@settings(max_examples=25)
 @given(sizes, st.integers(0, 99))
 def test_scores_are_the_cosines_of_scikit_learn(shape: list[tuple[int, bool]], seed: int) -> None:
     index = random_index(shape, seed)
@@ -46,6 +52,7 @@ def test_scores_are_the_cosines_of_scikit_learn(shape: list[tuple[int, bool]], s
     assert index.scores(queries) == pytest.approx(expected, abs=1e-5)  # ours is float32
 
 
+@settings(max_examples=25)
 @given(sizes, st.integers(0, 99))
 def test_a_rehearsed_instruction_is_scored_as_if_it_were_not_there(
     shape: list[tuple[int, bool]], seed: int
@@ -57,7 +64,7 @@ def test_a_rehearsed_instruction_is_scored_as_if_it_were_not_there(
     for (own, place), scores in zip(rows, found.scores, strict=True):
         for other, matrix in enumerate(index.matrices):
             rest = np.delete(matrix, place, 0) if other == own else matrix
-            expected = cosine_similarity([index.matrices[own][place]], [rest.sum(0)]).item()
+            expected = cosine(index.matrices[own][place], rest.sum(0))
             if other == own and shape[own][0] < 2:
                 expected = np.nan
             assert scores[other] == pytest.approx(expected, abs=1e-5, nan_ok=True)

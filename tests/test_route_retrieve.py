@@ -61,6 +61,7 @@ def test_abstains_off_topic_and_says_why(text: str) -> None:
     assert len(found.hits) == 3  # shown all the same
 
 
+@settings(max_examples=30)
 @given(st.lists(texts, max_size=6))
 def test_many_texts_are_as_one_by_one(many: list[str]) -> None:
     together = LETTERS.retrieve_many(many)
@@ -72,8 +73,8 @@ def test_many_texts_are_as_one_by_one(many: list[str]) -> None:
             assert one.score == pytest.approx(other.score, abs=1e-6)  # BLAS adds in other orders
 
 
+@settings(max_examples=20)
 @given(texts, st.permutations([FRUIT, METAL, brick("mixed", "abxy", "axby", "ayx")]))
-@settings(max_examples=30)
 def test_the_order_of_bricks_is_no_matter(text: str, order: list[BrickTexts]) -> None:
     expected = Retriever(sorted(order, key=lambda b: b.reference), Letters()).retrieve(text)
     assert Retriever(order, Letters()).retrieve(text).hits == expected.hits
@@ -86,6 +87,7 @@ def test_another_brick_changes_no_raw_score_of_the_others() -> None:
         assert scores[hit.reference] == pytest.approx(hit.score, abs=1e-6)
 
 
+@settings(max_examples=30)
 @given(texts)
 def test_what_is_chosen_lies_above_its_threshold_and_close_to_the_best(text: str) -> None:
     found = LETTERS.retrieve(text)

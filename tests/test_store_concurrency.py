@@ -8,7 +8,7 @@ import pytest
 from brickwork.brick import folder as brick_folder
 from brickwork.brick.brick import Brick
 from brickwork.errors import StoreError
-from brickwork.store import collection
+from brickwork.store import collection, intake
 from brickwork.store.catalog import Catalog
 from brickwork.store.objects import Objects
 from brickwork.store.store import Store
@@ -128,4 +128,37 @@ def test_what_is_restored_while_it_is_collected_stays(
         monkeypatch.setattr(collection.entries, "removed_before", and_restore)
         assert store.collect(0).bricks == ()
         assert store.get("fr-en").spec.name == "fr-en"
+        assert store.verify() == []
+
+
+def test_objects_are_marked_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark, locked = Objects.mark, []
+
+    def watch(objects: Objects, content: str) -> Path:
+        locked.append(store._catalog._connection.in_transaction)
+        return mark(objects, content)
+
+    with Store.open(tmp_path) as store:
+        store.add(small_brick("fr-en"))
+        store.remove("fr-en")
+        monkeypatch.setattr(Objects, "mark", watch)
+        store.collect(0)
+    assert locked == [True]  # else another collection could take the marker before the row goes
+
+
+def test_an_add_that_fails_at_its_row_leaves_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Store.open(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(intake.entries, "insert", fail)
+            with pytest.raises(KeyboardInterrupt):
+                store.add(small_brick("fr-en"))
+        assert store.verify() == store.list() == []
+        assert store.collect(0).strays == 1
+        assert list((tmp_path / "objects").glob("??/*")) == []
+        assert store.add(small_brick("fr-en")).reference == "fr-en@1"
         assert store.verify() == []

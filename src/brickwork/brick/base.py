@@ -12,8 +12,9 @@ SiteKind = Literal["linear", "norm", "embedding", "attention", "block"]
 class Fingerprint(BaseModel):
     """What identifies a base. All hashes are sha256 in hex; ``name`` is a hint, never compared.
 
-    ``weights`` is taken over values rounded to bfloat16, so that a checkpoint loaded in another
-    dtype is still the same base. ``tokenizer`` is None where a base has none.
+    ``weights`` is taken over values rounded to bfloat16, so that a checkpoint is the same base in
+    float32 and in bfloat16 (in float16 only if its values survive that). ``tokenizer`` is None
+    where a base has none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -18,11 +18,22 @@ from brickwork.brick.peft import kept_problems, untaught
 from brickwork.brick.spec import BrickSpec, explain
 from brickwork.errors import BrickFormatError, MisfitError, listed
 
+_KEPT = "problems found"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def problems(brick: Brick) -> list[str]:
-    """What is wrong with the brick itself, base aside; empty if nothing is."""
+    """What is wrong with the brick itself, base aside; empty if nothing is.
+
+    Found once for each brick object: whoever reads a brick checks it, and so does whoever runs it.
+    """
+    known: list[str] | None = vars(brick).get(_KEPT)
+    if known is None:
+        known = vars(brick)[_KEPT] = _problems(brick)
+    return known
+
+
+def _problems(brick: Brick) -> list[str]:
     if brick.spec.form not in forms():
         return [f"the form {brick.spec.form!r} is unknown; known: {', '.join(forms())}"]
     form = find_form(brick.spec.form)
@@ -136,7 +147,9 @@ def _value_problems(name: str, tensor: Tensor) -> list[str]:
         return [f"{name}: dtype {tensor.dtype} is not a floating-point type of bricks ({known})"]
     if tensor.is_meta or tensor.layout is not torch.strided:
         return [f"{name}: is not a plain tensor with values"]
-    return [] if torch.isfinite(tensor).all() else [f"{name}: holds NaN or infinite values"]
+    # A finite sum has finite terms; only where it overflows does each term have to be asked.
+    finite = math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
+    return [] if finite else [f"{name}: holds NaN or infinite values"]
 
 
 def _shapes(slots: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -48,14 +48,7 @@ class Targets(BaseModel):
 
     def _in_chosen_layer(self, path: str) -> bool:
         chosen = _listed(self.layers_to_transform)
-        found = None
-        for pattern in _listed(self.layers_pattern):
-            if not re.fullmatch(r"[A-Za-z0-9_.]+", pattern):
-                raise BrickFormatError(f"layers_pattern {pattern!r} is not a module's name.")
-            found = found or re.match(rf"(?:^|.*?\.){pattern}\.([0-9]+)\.", path)
-        if not self.layers_pattern:
-            found = re.match(r".*?\.[^.]*\.([0-9]+)\.", path)
-        return not chosen or (found is not None and int(found[1]) in chosen)
+        return not chosen or _layer(path, _listed(self.layers_pattern or None)) in chosen
 
 
 def read_targets(config: Mapping[str, Any]) -> Targets:
@@ -94,6 +87,17 @@ def match_pattern(pattern: str, path: str) -> bool:
     except ValidationError:
         return False
     return True
+
+
+def _layer(path: str, above: list[str]) -> int | None:
+    """The number that follows one of the names, or else the first name that a number follows."""
+    for name in above:
+        if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+            raise BrickFormatError(f"layers_pattern {name!r} is not a module's name.")
+        if found := re.match(rf"(?:^|.*?\.){name}\.([0-9]+)\.", path):
+            return int(found[1])
+    found = None if above else re.match(r".*?\.[^.]*\.([0-9]+)\.", path)
+    return int(found[1]) if found else None
 
 
 def _listed(value: Item | list[Item] | None) -> list[Item]:

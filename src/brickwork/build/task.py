@@ -83,8 +83,10 @@ def build_task(
     model = get_peft_model(loaded.model, config)
     try:
         _train(model, sequences, recipe, report)
+        model.peft_config["default"].base_model_name_or_path = loaded.name
         with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
+            # False: left to find out, PEFT would ask the Hub for the base's vocabulary.
+            model.save_pretrained(folder, save_embedding_layers=False)
             brick = read_peft(
                 Path(folder),
                 base,

@@ -27,7 +27,7 @@ def demo(as_json: bool) -> None:
 
     if not as_json:
         stderr_console().print("Loading the embedded model and its bricks ...", style="dim")
-    loaded = load_model(resolve_model(NAME), device="cpu", dtype="float32")
+    loaded = load_model(resolve_model(NAME), device="cpu", dtype="float32", name=NAME)
     with builtin_store() as store, progress("instructions", len(EXAMPLES)) as advance:
         document = run_demo(loaded, store, advance)
     emit(document, as_json, lambda console: _render(console, document))

@@ -51,7 +51,7 @@ def run(instruction: str, as_json: bool, **options: Any) -> None:
     \b
     Examples:
       brickwork run "Translate to English: Il fait froid."
-      brickwork run "What is 12 + 30?" --bricks addition --explain
+      brickwork run "What is 12 + 17?" --bricks addition --explain
       brickwork run "..." --model ./my-model --store ./my-store --auto
     """
     from brickwork.brick.configuration import Configuration, read_configuration
@@ -102,12 +102,24 @@ def _answer(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     from brickwork.model.load import load_model
-    from brickwork.reference.paths import resolve_model
+    from brickwork.reference.paths import NAME, resolve_model
     from brickwork.runtime.configured import ConfiguredModel
 
-    loaded = load_model(resolve_model(asked.base), device=options["device"], dtype=options["dtype"])
+    # The packaged weights are small, and a CPU computes in float32 what it would in bfloat16 only
+    # slowly; for all other models "auto" is the checkpoint's own.
+    packaged = asked.base == NAME and options["dtype"] == "auto"
+    loaded = load_model(
+        resolve_model(asked.base),
+        device=options["device"],
+        dtype="float32" if packaged else options["dtype"],
+        name=asked.base if asked.base == NAME else "",
+    )
     model = ConfiguredModel(loaded, store)
-    document: dict[str, Any] = {"model": asked.base, "store": str(store.folder), "instruction": text}
+    document: dict[str, Any] = {
+        "model": asked.base,
+        "store": str(store.folder),
+        "instruction": text,
+    }
     reasons: dict[str, str] = {}
     if not fixed and options["bricks"] is None:
         asked, reasons, document["bricks"] = _selected(text, asked, loaded, store, options)

@@ -35,7 +35,7 @@ def store_options(command: Command) -> Command:
 
 @click.group()
 def store() -> None:
-    """Keep bricks: by name and version, searchable, verified, safe against interruptions.
+    """Keep bricks: add, find, verify, move.
 
     \b
     A brick is named  fr-en              its latest version
@@ -76,10 +76,11 @@ def add(
     as_json: bool,
     **words: Any,
 ) -> None:
-    """Add bricks: folders that Brickwork wrote, or PEFT adapter folders with their --base.
+    """Add bricks from their folders.
 
-    All are read and checked before the first is added. What is said of them here takes the place
-    of what they say of themselves.
+    A PEFT adapter folder needs its --base; a folder that Brickwork wrote knows it. All are read
+    and checked before the first is added. What is said of them here takes the place of what they
+    say of themselves.
     """
     if words["name"] and len(paths) > 1:
         raise click.UsageError("--name names one brick; add one PATH at a time with it.")
@@ -135,7 +136,11 @@ def show(reference: str, folder: Path | None, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(min=1), default=10, help="How many at most.")
 @store_options
 def search(text: tuple[str, ...], limit: int, folder: Path | None, as_json: bool) -> None:
-    """Find bricks by words of their name, function, labels, tags and exemplars."""
+    """Find bricks by words.
+
+    The words are looked for in name, function, labels, tags and exemplars of each brick's latest
+    version.
+    """
     with _open(folder) as opened:
         hits = opened.search(" ".join(text), limit)
     entries, scores = [entry for entry, _ in hits], [score for _, score in hits]
@@ -147,7 +152,10 @@ def search(text: tuple[str, ...], limit: int, folder: Path | None, as_json: bool
 @store.command()
 @store_options
 def verify(folder: Path | None, as_json: bool) -> None:
-    """Read and hash every brick and compare it with the catalog; exit 1 if something is wrong."""
+    """Compare every brick with its hash and the catalog.
+
+    The exit code is 1 if something is wrong.
+    """
     with _open(folder) as opened:
         count = len(opened.list(deleted=True))
         with progress("verifying", count) as advance:
@@ -167,7 +175,7 @@ def verify(folder: Path | None, as_json: bool) -> None:
 @click.argument("references", nargs=-1, required=True, metavar="REFERENCE...")
 @store_options
 def remove(references: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
-    """Remove bricks from lists and searches; until ``gc`` they can be restored."""
+    """Remove bricks; until gc they can be restored."""
     with _open(folder) as opened:
         chosen = dict.fromkeys(opened.entry(reference).reference for reference in references)
         removed = [opened.remove(reference) for reference in chosen]
@@ -178,7 +186,10 @@ def remove(references: tuple[str, ...], folder: Path | None, as_json: bool) -> N
 @click.argument("references", nargs=-1, required=True, metavar="REFERENCE...")
 @store_options
 def restore(references: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
-    """Bring removed bricks back; a bare name means its latest removed version."""
+    """Bring removed bricks back.
+
+    A bare name means its latest removed version.
+    """
     with _open(folder) as opened:
         restored = [opened.restore(reference) for reference in references]
     show_entries(restored, as_json, "Restored")
@@ -210,7 +221,7 @@ def tag(
 def export(
     references: tuple[str, ...], output: Path, force: bool, folder: Path | None, as_json: bool
 ) -> None:
-    """Write bricks to one file that ``import`` reads in another store."""
+    """Write bricks to one file, for import elsewhere."""
     if output.exists() and not force:
         raise click.UsageError(f"{output} exists; choose another file, or replace it by --force.")
     with _open(folder) as opened:
@@ -223,7 +234,10 @@ def export(
 @click.option("--limit", type=click.IntRange(min=0), help="Most bytes to read.  [default: 16 GiB]")
 @store_options
 def import_(file: Path, limit: int | None, folder: Path | None, as_json: bool) -> None:
-    """Add all bricks of an exported file, or none; nothing in the file is trusted."""
+    """Add all bricks of an exported file, or none.
+
+    Nothing in the file is trusted: each brick is verified first.
+    """
     limits = {} if limit is None else {"limit": limit}
     with _open(folder, create=True) as opened:
         entries = opened.import_archive(file, **limits)
@@ -241,7 +255,10 @@ def import_(file: Path, limit: int | None, folder: Path | None, as_json: bool) -
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
 @store_options
 def gc(older_than: float, dry_run: bool, folder: Path | None, as_json: bool) -> None:
-    """Delete removed bricks and the leftovers of interrupted commands for good."""
+    """Delete removed bricks and leftovers for good.
+
+    Leftovers are what interrupted commands left in the store.
+    """
     with _open(folder) as opened:
         done = opened.collect(older_than, dry_run=dry_run)
     document = {
@@ -278,7 +295,8 @@ def _load_base(model: str) -> "Base":
     from brickwork.model.load import load_model
     from brickwork.reference.paths import resolve_model
 
-    return load_model(resolve_model(model), device="cpu").base
+    target = resolve_model(model)
+    return load_model(target, device="cpu", name="" if target == model else model).base
 
 
 def _changes(

@@ -48,8 +48,8 @@ def pooled_states(
         rows = order[start : start + batch]
         input_ids, mask = _padded([ids[row] for row in rows])
         states = model(
-            input_ids=input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            input_ids=input_ids.to(loaded.device),
+            attention_mask=mask.to(loaded.device),
             output_hidden_states=True,
             use_cache=False,
         ).hidden_states

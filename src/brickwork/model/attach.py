@@ -101,8 +101,8 @@ def attached(model: nn.Module, rows: int, work: Mapping[str, RowWork]) -> Iterat
 
 def _whole(model: nn.Module) -> nn.Module:
     """The part of a model that every pass goes through, with or without an output layer."""
-    inner = getattr(model, "base_model", model)
-    return inner if isinstance(inner, nn.Module) else model
+    find = getattr(model, "get_decoder", None)
+    return find() if callable(find) else model
 
 
 def _counting(base: Callable[..., Any], rows: int) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from brickwork.build.task import About, build_task
 from brickwork.errors import UnknownNameError
 from brickwork.model.load import LoadedModel, load_model
 from brickwork.reference.corpus import Instance
+from brickwork.reference.paths import NAME
 from brickwork.reference.tasks import TASKS, Task
 from brickwork.reference.tokenizer import encode_instances
 from brickwork.runtime.configured import ConfiguredModel
@@ -116,7 +117,7 @@ def build_all(
     for name in names:
         if name not in table:
             raise UnknownNameError("built-in task", name, table)
-    loaded = load_model(str(model), dtype="float32", device="cpu")
+    loaded = load_model(str(model), dtype="float32", device="cpu", name=NAME)
     bricks = []
     for name in names or table:
         brick = build(table[name], loaded, data, report)

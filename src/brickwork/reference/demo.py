@@ -32,7 +32,7 @@ class Example:
 
 EXAMPLES = (
     Example("Translation", "Translate to English: Je suis très fatigué.", "I'm very tired."),
-    Example("Math", "What is 38 + 47?", "85"),
+    Example("Math", "What is 12 + 17?", "29"),
     Example(
         "Coding", "Robot command: jump left twice and walk",
         "TURN-LEFT JUMP TURN-LEFT JUMP WALK",
@@ -41,12 +41,7 @@ EXAMPLES = (
         "Coding", "Give a shell command for the following.\nList all files. Use `ls`.",
         "ls --all",
     ),
-    Example(
-        "Linguistic",
-        "Which sentence is grammatical English, A or B?\nA: The dogs was sleeping.\n"
-        "B: The dogs were sleeping.",
-        "B",
-    ),
+    Example("Linguistic", 'What does the verb "sprint" mean?', "run very fast"),
     Example("Knowledge", "Complete the fact.\nThe capital of France is", "Paris"),
     Example("Ethics", "Is this right or wrong?\nI kept the wallet that I had found.", "wrong"),
     Example("Writing", "Write a question about the sea.", "Why is the sea salty?"),

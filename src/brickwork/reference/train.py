@@ -28,6 +28,7 @@ from brickwork.reference.corpus import read_instances, training_instances, train
 from brickwork.reference.tokenizer import encode_instances, encode_texts, train_tokenizer
 
 Report = Callable[[str], None]
+CHECKPOINT_SECONDS = 300
 CHUNKED = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=512)
 
 
@@ -174,7 +175,7 @@ class Run:
 def train(
     run: Run, steps: Iterator[list[Batch]], recipe: Recipe, folder: Path, report: Report
 ) -> None:
-    """Train to the end of the token budget, with a checkpoint every five minutes."""
+    """Train to the end of the token budget, with a checkpoint every few minutes."""
     device = next(run.model.parameters()).device
     total = math.ceil(recipe.tokens / recipe.tokens_per_step)
     peaks = [group["lr"] for o in optimizers(run.model, recipe) for group in o.param_groups]
@@ -199,7 +200,7 @@ def train(
         if run.step % 10 == 0:
             rate = run.tokens / run.seconds
             report(f"step {run.step}/{total} loss {average:.3f} {run.tokens:,} tokens {rate:.0f}/s")
-        if time.monotonic() - last_save > 300:
+        if time.monotonic() - last_save > CHECKPOINT_SECONDS:
             run.save(folder / "checkpoint.pt")
             last_save = time.monotonic()
     run.save(folder / "checkpoint.pt")
@@ -239,7 +240,7 @@ def train_reference(
     tokens = sum(len(s.ids) for s in sequences)
     report(f"{len(sequences):,} instructions, {tokens:,} tokens; {len(pieces):,} pieces of text")
     model = new_model(recipe, tokenizer)
-    model.to(torch.device(device))
+    torch.nn.Module.to(model, torch.device(device))
     run = Run(model, optimizers(model, recipe))
     if (folder / "checkpoint.pt").exists():
         run.restore(folder / "checkpoint.pt")

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 from brickwork.route.embedders import Vectors
 from brickwork.route.index import Index
 
-# Measured on three sets of texts and three embedders (docs/log.md); none of them is sharp.
+# Chosen on four sets of texts with three embedders (docs/log.md); none of them is sharp.
 _PRIOR = 3  # the store's mean reach counts as much as this many exemplars of the brick's own
 _OFF_TOPIC_QUANTILE = 0.75
 _BLIND_FRACTION = 0.75  # about what rehearsal finds, for a store where there is nothing to rehearse
@@ -27,7 +27,8 @@ class Calibration:
         thresholds: an instruction suits a brick if it scores above; in [0, 0.999].
         reach: how far above the floor a brick's own instructions score.
         floor: the mean score of instructions that a brick does not serve.
-        kept: share of the rehearsed on-topic instructions above some threshold; NaN without any.
+        kept: share of the rehearsed on-topic instructions that their own brick wins above its
+            threshold; NaN without any.
         turned_away: share of the rehearsed off-topic instructions above none; NaN without any.
         note: what could not be rehearsed, or empty.
     """
@@ -45,9 +46,8 @@ def calibrate(index: Index, background: Vectors | None = None) -> Calibration:
 
     A brick's reach is the mean of its left-out scores above the floor, drawn towards the store's
     mean the fewer exemplars it has. The fraction is one for all bricks: the one of best balanced
-    accuracy in rehearsal, but never one that lets pass more than a quarter of the off-topic
-    instructions. Against one threshold for all bricks and against one balanced accuracy per
-    brick, this was the best or close to it with 2 to 16 exemplars.
+    accuracy in rehearsal, where a wrong brick does not count as kept, but never one that lets
+    pass more than a quarter of the off-topic instructions.
 
     With too little to rehearse it does what it can: without a brick of two instructions, only
     off-topic scores count; without off-topic ones (a single brick, no background), the fraction
@@ -58,13 +58,14 @@ def calibrate(index: Index, background: Vectors | None = None) -> Calibration:
         background: vectors of instructions that no brick serves.
     """
     own, owner, foreign = index.rehearsal.own, index.rehearsal.owner, index.rehearsal.foreign
+    right = own > foreign.max(1)
     if background is not None:
         foreign = np.concatenate([foreign, index.scores(background)])
     foreign = foreign[np.isfinite(foreign).any(1)]
     known = np.isfinite(own)
     floor = float(foreign[np.isfinite(foreign)].mean()) if len(foreign) else 0.0
     reach = _reach(index, floor)
-    on_topic = (own[known] - floor) / reach[owner[known]]
+    on_topic = np.where(right, (own - floor) / reach[owner], -np.inf)[known]
     off_topic = ((foreign - floor) / reach).max(1)
     fraction = _fraction(on_topic, off_topic)
     return Calibration(

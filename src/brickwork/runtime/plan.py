@@ -9,6 +9,7 @@ from brickwork.brick.check import require_fit, require_weight
 from brickwork.brick.configuration import BrickUse, Configuration
 from brickwork.brick.effects import Add, Embed, Prefix, Scale, Shift
 from brickwork.brick.forms import effects_of
+from brickwork.errors import ConfigurationError
 from brickwork.model.heads import heads_of
 from brickwork.model.load import LoadedModel
 
@@ -103,8 +104,14 @@ def resolve(
         UnknownNameError: if a name is not found.
         MisfitError: if a brick does not fit the base, with every reason.
         BrickFormatError: if a weight has no meaning for a brick's form.
+        ConfigurationError: if there are reasons, but not for each row.
     """
-    given = reasons or [{} for _ in configurations]
+    given = [{} for _ in configurations] if reasons is None else reasons
+    if len(given) != len(configurations):
+        raise ConfigurationError(
+            f"{len(configurations)} configurations, but reasons for {len(given)}; give one "
+            "dictionary for each, or none at all."
+        )
     checked: dict[str, int] = {}
     rows = []
     for configuration, why in zip(configurations, given, strict=True):
@@ -122,7 +129,8 @@ def _planned(
         require_fit(brick, loaded.base)
         checked[brick.hash] = flops_per_token(brick, loaded)
     reason = why.get(use.name, "named in the configuration")
-    return PlannedBrick(reference, brick, use.weight, reason, checked[brick.hash])
+    flops = checked[brick.hash] if use.weight else 0  # then nothing is attached
+    return PlannedBrick(reference, brick, use.weight, reason, flops)
 
 
 def flops_per_token(brick: Brick, loaded: LoadedModel) -> int:

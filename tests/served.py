@@ -1,0 +1,67 @@
+"""Tiny models of every family, ready to serve, with random bricks of every form at hand."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from brickwork.brick.brick import Brick
+from brickwork.brick.configuration import Configuration, Options, parse_uses
+from brickwork.brick.forms import find_form
+from brickwork.model.load import LoadedModel, wrap_model
+from brickwork.runtime.configured import ConfiguredModel
+from tests.bricks import FORMS, random_brick
+from tests.tiny import tiny_model, tiny_tokenizer
+
+RUNNABLE_FORMS = tuple(name for name in FORMS if find_form(name).target)
+# Rotary positions, learned ones and fused maps, flattened rows, two kinds of attention, experts.
+SOME_FAMILIES = ("llama", "gpt2", "opt", "gemma3_text", "mixtral")
+
+
+@cache
+def loaded(family: str) -> LoadedModel:
+    """The one tiny model of a family that all tests share; whoever changes it puts it back."""
+    return wrap_model(tiny_model(family), tiny_tokenizer(), f"tiny-{family}")
+
+
+@cache
+def bricks_of(family: str) -> dict[str, Brick]:
+    """Two bricks of every form, ``lora-1`` and so on."""
+    return {
+        f"{form}-{number}": mild_brick(form, family, number)
+        for form in RUNNABLE_FORMS
+        for number in (1, 2)
+    }
+
+
+def mild_brick(form: str, family: str, seed: int) -> Brick:
+    """A random brick that changes the model without throwing it about."""
+    generator = torch.Generator().manual_seed(seed)
+    brick = random_brick(form, loaded(family).base, generator, name=f"{form}-{seed}")
+    middle = 1.0 if find_form(form).effect == "scale" else 0.0
+    return Brick(brick.spec, {name: middle + 0.1 * t for name, t in brick.tensors.items()})
+
+
+def moved_to(model: LoadedModel, brick: Brick) -> Brick:
+    """The same brick for another model of the same family."""
+    spec = brick.spec.model_copy(update={"base": model.base.fingerprint})
+    return Brick(spec, brick.tensors)
+
+
+def configured(family: str, *, budget: int | None = None) -> ConfiguredModel:
+    """A fresh configured model that knows the family's bricks."""
+    model = ConfiguredModel(loaded(family), budget=budget)
+    for name, brick in bricks_of(family).items():
+        model.add(brick, name)
+    return model
+
+
+def using(bricks: str, **options: float) -> Configuration:
+    """The configuration with these bricks, as written on a command line."""
+    return Configuration(bricks=parse_uses(bricks), options=Options.model_validate(options))
+
+
+def random_prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    """Prompts of these lengths, of tokens that neither pad nor end."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(2, 112, (length,), generator=generator).tolist() for length in lengths]
