@@ -181,13 +181,10 @@ def _shifting(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> 
 
 
 def _by_row(x: Tensor, rows: int, path: str) -> Float[Tensor, "rows tokens axis"]:
-    """``x`` with its rows apart.
-
-    Some families (OPT) flatten rows and tokens into one axis; norms of queries and keys see one
-    more axis, the heads.
-    """
+    """``x`` with its rows apart."""
     if x.dim() == 3 and x.shape[0] == rows:
         return x
+    # OPT flattens rows and tokens into one axis; norms of queries see one more, the heads.
     if (x.dim() == 2 and x.shape[0] % rows == 0) or (x.dim() > 3 and x.shape[0] == rows):
         return x.reshape(rows, -1, x.shape[-1])
     raise _other_rows(path, x, rows)

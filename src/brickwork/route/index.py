@@ -1,10 +1,10 @@
 """The vectors of a corpus, and how well a brick suits an instruction: brute-force search.
 
 A brick stands at the centroid of its instructions' vectors, its function counted as one more.
-Against the mean of the two nearest exemplars, the nearest alone, and weighted sums of these with
-the function's own vector, this was best or within noise of the best for every embedder, number of
-exemplars and set of texts (docs/log.md, command: python benchmarks/retrieval.py); it wins most
-where exemplars are few.
+Against the mean of the two nearest exemplars, the nearest alone, and weighted sums with the
+function's own vector, this was best or within noise of the best for every embedder, number of
+exemplars and set of texts; it wins most where exemplars are few (docs/log.md, command:
+python -m benchmarks.retrieval_choices).
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from brickwork.route.embedders import Embedder, Vectors, unit
 from brickwork.route.texts import BrickTexts, with_texts
 
 # Where two bricks of a store do the same, each would teach the other's threshold to turn away what
-# both serve: of 100 instructions it let pass 15 to 40 with a store of such pairs, 85 to 97 with
-# pairs told apart so (docs/log.md). With fewer exemplars a left-out score says too little.
+# both serve: of 100 instructions, a store of such pairs with 4 exemplars each kept at most 9, and
+# 69 to 95 once pairs were told apart from rivals (docs/log.md). Fewer exemplars do not suffice.
 _NEAR = 0.9
 _ENOUGH_EXEMPLARS = 3
 

@@ -18,9 +18,8 @@ from brickwork.route.embedders import Embedder, Vectors
 from brickwork.route.index import Index, VectorCache, build_index
 from brickwork.route.texts import BrickTexts
 
-# In units of the bricks' mean reach. Two bricks so close are seldom told apart by their scores:
-# in 1 to 17 of 100 instructions a second one was chosen, and the right one was among them more
-# often by up to 2 of 100 (docs/log.md).
+# In units of the bricks' mean reach. Two bricks so close are seldom told apart by their scores; up
+# to 13 of 100 instructions that were kept chose a second one (docs/log.md).
 _CLOSE = 0.1
 
 
