@@ -107,7 +107,6 @@ def measure(count: int, rounds: int, with_peft: bool) -> dict[str, Any]:
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": NEW,
              "min_new_tokens": NEW, "do_sample": False}  # fmt: skip
     idx = [i * count // ROWS for i in range(ROWS)]
-    engine = Engine(base, count, RANK, TARGETS, adapters)
 
     def mixed() -> Any:
         with engine.mixed(ids, idx):
@@ -126,6 +125,7 @@ def measure(count: int, rounds: int, with_peft: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"bricks": count, "rows": ROWS, "rounds": rounds}
     with tempfile.TemporaryDirectory() as folder:
         result["load_seconds"] = loading(new_base(), adapters, Path(folder))
+        engine = Engine(base, count, RANK, TARGETS, adapters)
         if with_peft:
             modes["peft"], result["peft_load_seconds"] = peft_modes(Path(folder), count, batch, idx)
     seconds: dict[str, list[float]] = {name: [] for name in modes}

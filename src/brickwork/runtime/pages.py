@@ -21,15 +21,20 @@ class Pages:
 
     @classmethod
     def new(cls, width: int, pages: int, like: Tensor) -> "Pages":
-        return cls(like.new_zeros(pages, width), list(range(pages - 1, 0, -1)))
+        vectors = like.new_empty(pages + 1, width)
+        vectors[0] = 0
+        return cls(vectors, list(range(pages, 0, -1)))
 
     def put(self, vectors: Float[Tensor, "rank width"]) -> list[int]:
         """Numbers of the pages that now hold ``vectors``; the matrix doubles when it is full."""
         count = len(vectors)
         while len(self.free) < count:
             old = len(self.vectors)
-            self.vectors = torch.cat([self.vectors, self.vectors.new_zeros(self.vectors.shape)])
-            self.free[:0] = range(2 * old - 1, old - 1, -1)
+            # Not filled: memory that no brick has taken yet is not even touched.
+            larger = self.vectors.new_empty(2 * old - 1, self.vectors.shape[1])
+            larger[:old] = self.vectors
+            self.vectors = larger
+            self.free[:0] = range(2 * old - 2, old - 1, -1)
         numbers = [self.free.pop() for _ in range(count)]
         self.vectors[_as_slice(numbers)] = vectors.to(self.vectors)
         return numbers
