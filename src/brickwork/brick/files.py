@@ -94,6 +94,20 @@ def write_folder(files: Mapping[str, bytes], folder: Path) -> None:
             shutil.rmtree(workshop, ignore_errors=True)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file in place of an old one: a killed process leaves the old one or the new."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _exchange(new: Path, folder: Path, old: Path) -> None:
     if os.path.lexists(folder):
         folder.rename(old)

@@ -54,6 +54,7 @@ COMMANDS = (
     LateCommand("demo", "brickwork.cli.demo:demo", "The main job on the embedded model."),
     LateCommand("run", "brickwork.cli.run:run", "Answer an instruction with the bricks it needs."),
     LateCommand("model", "brickwork.cli.model:model", "What a model is made of."),
+    LateCommand("analyze", "brickwork.cli.analyze:analyze", "Find which parts of a model do what."),
     LateCommand("store", "brickwork.cli.store:store", "Keep bricks: add, list, show, verify."),
     LateCommand(
         "reference", "brickwork.cli.reference:reference", "The embedded model and its bricks."

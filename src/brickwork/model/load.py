@@ -1,5 +1,6 @@
 """A model that is ready to use: loaded from a folder or the Hub, or taken as it is."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,7 +111,12 @@ def load_model(
 
 
 def outline_model(
-    name_or_path: str, *, dtype: str = "auto", revision: str | None = None, name: str = ""
+    name_or_path: str,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    tokenizer: bool = False,
+    name: str = "",
 ) -> LoadedModel:
     """The modules and shapes of a model without its weights, which are neither fetched nor read.
 
@@ -123,7 +129,31 @@ def outline_model(
     stated = {} if number_format == "auto" else {"dtype": number_format}
     with torch.device("meta"), transformers_at(f"build {name_or_path!r}"):
         model: Any = AutoModelForCausalLM.from_config(config, **stated, **_OWN_CODE_ONLY)
-    return wrap_model(model.eval(), None, name or _name(name_or_path))
+    words = _read_tokenizer(folder, name_or_path) if tokenizer else None
+    return wrap_model(model.eval(), words, name or _name(name_or_path))
+
+
+def rehearsal_model(
+    outline: LoadedModel, layers: int, *, vocabulary: int = 256, device: str = "auto"
+) -> LoadedModel:
+    """A model of the same shape with few layers and words, and random weights: to time it.
+
+    Args:
+        outline: a model, or its outline.
+        layers: the first so many are there.
+        vocabulary: entries of the embedding.
+        device: where it computes.
+    """
+    config: Any = copy.deepcopy(outline.model.config)
+    config.update({
+        "num_hidden_layers": layers, "vocab_size": vocabulary,
+        "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
+    })  # fmt: skip
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    with transformers_at(f"build a smaller {outline.name!r}"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=outline.dtype, **_OWN_CODE_ONLY)
+    return wrap_model(model.to(find_device(device)).eval(), None, outline.name)
 
 
 def _name(name_or_path: str) -> str:

@@ -17,6 +17,9 @@ from brickwork.model.architecture import (
 )
 from brickwork.model.heads import Heads, heads_of
 
+# What the rooms that have no door to transformers call a model of it.
+CausalModel = PreTrainedModel
+
 
 @dataclass(frozen=True)
 class Slice:

@@ -45,11 +45,27 @@ def batches_by_length(
     sequences: Sequence[Encoded], tokens_per_batch: int, shuffle: random.Random
 ) -> list[list[Encoded]]:
     """All sequences once, as groups of similar length and at most so many padded tokens."""
-    order = sorted(sequences, key=lambda s: (len(s.ids), shuffle.random()))
-    groups: list[list[Encoded]] = [[]]
-    for sequence in order:
-        if (len(groups[-1]) + 1) * len(sequence.ids) > tokens_per_batch and groups[-1]:
-            groups.append([])
-        groups[-1].append(sequence)
+    ties = [shuffle.random() for _ in sequences]
+    lengths = [len(s.ids) for s in sequences]
+    groups = groups_by_length(lengths, tokens_per_batch, ties)
     shuffle.shuffle(groups)
+    return [[sequences[i] for i in group] for group in groups]
+
+
+def groups_by_length(
+    lengths: Sequence[int], tokens_per_batch: int, ties: Sequence[float] | None = None
+) -> list[list[int]]:
+    """The numbers of all sequences once, the short ones first, in groups of similar length.
+
+    Args:
+        lengths: tokens of each sequence.
+        tokens_per_batch: padded tokens that a group has at most; a longer sequence stands alone.
+        ties: decides the order among equal lengths; by default their numbers do.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], ties[i] if ties else i))
+    groups: list[list[int]] = []
+    for i in order:
+        if not groups or (len(groups[-1]) + 1) * lengths[i] > tokens_per_batch:
+            groups.append([])
+        groups[-1].append(i)
     return groups

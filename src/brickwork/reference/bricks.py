@@ -17,8 +17,8 @@ from brickwork.brick.folder import write_brick
 from brickwork.brick.spec import Function, Metric
 from brickwork.build.task import About, build_task
 from brickwork.errors import UnknownNameError
+from brickwork.measure.instances import Instance
 from brickwork.model.load import LoadedModel, load_model
-from brickwork.reference.corpus import Instance
 from brickwork.reference.paths import NAME
 from brickwork.reference.tasks import TASKS, Task
 from brickwork.reference.tokenizer import encode_instances

@@ -6,34 +6,15 @@ with ``<|endoftext|>`` and has no response.
 
 import csv
 import gzip
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from brickwork.measure.instances import Instance, read_instances
 
 END, PAD, USER, ASSISTANT = "<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>"
 
 # Tasks that the base model never sees, so that the task bricks have something to add.
 WITHHELD_TASKS = ("tatoeba_fr_en", "tldr_command", "scan_", "blimp_choice_")
-
-
-@dataclass(frozen=True)
-class Instance:
-    """One labelled instruction."""
-
-    id: str
-    functionality: str
-    task: str
-    prompt: str
-    response: str
-
-
-def read_instances(path: Path) -> list[Instance]:
-    """The instances of a JSONL file, gzipped or not, in file order."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        fields = ("id", "functionality", "task", "prompt", "response")
-        return [Instance(**{f: record[f] for f in fields}) for record in map(json.loads, lines)]
 
 
 def share_alike_tasks(table: Path) -> set[str]:

@@ -19,3 +19,13 @@ def bricks_folder() -> Path:
 def resolve_model(name: str) -> str:
     """The folder of the packaged model for ``reference``, any other name as it is."""
     return str(model_folder()) if name == NAME else name
+
+
+def probe_file() -> Path:
+    """The packaged probe set, gzipped JSONL."""
+    return Path(str(files("brickwork.reference"))) / "probe.jsonl.gz"
+
+
+def resolve_data(name: str) -> str:
+    """The packaged probe set for ``reference``, any other name as it is."""
+    return str(probe_file()) if name == NAME else name

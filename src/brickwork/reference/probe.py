@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from brickwork.reference.corpus import Instance, is_withheld, read_instances
+from brickwork.measure.instances import Instance, read_instances
+from brickwork.reference.corpus import is_withheld
 
 PER_FUNCTIONALITY = 160
 # Replies to harmful requests: useful to train on, not wanted in everybody's site-packages.
@@ -39,8 +40,10 @@ def draw(data: Path) -> list[dict[str, str]]:
     ]
     random.Random(0).shuffle(wanted)
     chosen = [i for f in sorted({i.functionality for i in wanted}) for i in _spread(wanted, f)]
+    told = ("id", "functionality", "task", "prompt", "response")
     return [
-        {**vars(i), "source": table[i.task]["source"], "licence": table[i.task]["licence"]}
+        {field: getattr(i, field) for field in told}
+        | {field: table[i.task][field] for field in ("source", "licence")}
         for i in chosen
     ]
 

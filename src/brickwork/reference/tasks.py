@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brickwork.build.task import LoraRecipe
-from brickwork.reference.corpus import Instance, read_instances
+from brickwork.measure.instances import Instance, read_instances
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EVERYTHING = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -49,7 +49,7 @@ def additions(data: Path) -> list[Instance]:
     items = [(a, b, way) for a in range(30) for b in range(30) for way in range(len(asked))]
     random.Random(0).shuffle(items)
     return [
-        Instance(f"add-{a}-{b}-{way}", "Math", "addition", asked[way].format(a=a, b=b), str(a + b))
+        Instance("Math", asked[way].format(a=a, b=b), str(a + b), f"add-{a}-{b}-{way}", "addition")
         for a, b, way in items
     ]
 
@@ -78,7 +78,7 @@ def robot_commands(data: Path) -> list[Instance]:
     items = sorted(commands.items())
     random.Random(0).shuffle(items)
     return [
-        Instance(f"robot-{i}", "Coding", "robot_commands", asked[i % 3].format(c=c), steps)
+        Instance("Coding", asked[i % 3].format(c=c), steps, f"robot-{i}", "robot_commands")
         for i, (c, steps) in enumerate(items)
     ]
 

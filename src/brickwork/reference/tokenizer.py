@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from brickwork.measure.instances import Instance
 from brickwork.model.train import Encoded
-from brickwork.reference.corpus import ASSISTANT, END, PAD, USER, Instance, as_text
+from brickwork.reference.corpus import ASSISTANT, END, PAD, USER, as_text
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

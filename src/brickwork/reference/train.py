@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn.functional import linear_cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from brickwork.measure.instances import read_instances
 from brickwork.measure.perplexity import response_losses
 from brickwork.model.train import Batch, Encoded, batches_by_length, pack
-from brickwork.reference.corpus import read_instances, training_instances, training_texts
+from brickwork.reference.corpus import training_instances, training_texts
 from brickwork.reference.tokenizer import encode_instances, encode_texts, train_tokenizer
 
 Report = Callable[[str], None]

@@ -16,12 +16,12 @@ from brickwork.brick.configuration import Configuration
 from brickwork.errors import ConfigurationError, UnknownNameError
 from brickwork.model.attach import attached
 from brickwork.model.load import LoadedModel
+from brickwork.model.words import decoded, encode, stop_tokens
 from brickwork.runtime.bank import Bank
 from brickwork.runtime.decode import Spoken, decode
 from brickwork.runtime.gather import Rows, Weighted, gather
 from brickwork.runtime.layout import Layout, lay_out
 from brickwork.runtime.plan import Plan, resolve
-from brickwork.runtime.words import decoded, encode, stop_tokens
 from brickwork.store.store import Store
 
 # Modules of one block that read the same tensor.

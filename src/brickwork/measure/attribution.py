@@ -1,0 +1,110 @@
+"""Gradient times activation: a second way to say how much a neuron matters to an instance.
+
+An instance's row is the mean over its prompt's tokens of ``|h * dL/dh|``, where L is the mean
+loss on its response: to first order, how much L would change if the neuron were silent. Source:
+Shrikumar et al. 2016 (arXiv:1605.01713); for neurons of language models Dai et al. 2022
+(arXiv:2104.08696).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from brickwork.measure.activations import block_name, pooled_neurons, prompt_shares
+from brickwork.measure.perplexity import token_losses
+from brickwork.measure.rows import Layout, Rows
+from brickwork.model.load import LoadedModel
+from brickwork.model.parts import CausalModel, layers_of
+from brickwork.model.taps import NeuronTap, Routed, tapped
+from brickwork.model.train import Encoded, groups_by_length
+from brickwork.model.units import unit_counts
+
+_TOKENS_PER_BATCH = 2048
+# What a backward pass keeps of a token and layer, in widths of hidden and of the FFN.
+_KEPT_HIDDEN, _KEPT_NEURONS, _KEPT_BYTES = 8, 4, 1 << 30
+
+
+def attribution_layout(model: CausalModel, samples: int, *, key: str = "") -> Layout:
+    """The rows that ``attribute`` makes of so many instances."""
+    blocks = {
+        block_name("neurons", layer, "attribution"): unit_counts(model, layer)["mlp.neurons"]
+        for layer in range(layers_of(model))
+    }
+    return Layout(key, samples, blocks)
+
+
+def attribute(
+    loaded: LoadedModel,
+    sequences: Sequence[Encoded],
+    rows: Rows,
+    *,
+    advance: Callable[[float], None] = lambda _steps: None,
+) -> None:
+    """Fill in the rows that are not there yet.
+
+    Args:
+        loaded: the model; it is left as it is, without gradients.
+        sequences: one for each row, with a prompt and a response.
+        rows: opened with the layout of ``attribution_layout``.
+        advance: told the number of instances that have just been done.
+    """
+    done = rows.done
+    for group in groups_by_length([len(s.ids) for s in sequences], _budget(loaded.model)):
+        left = [i for i in group if not done[i]]
+        if left:
+            rows.write(left, _rows(loaded.model, [sequences[i] for i in left]))
+        advance(len(group))
+    rows.checkpoint()
+
+
+def _budget(model: CausalModel) -> int:
+    """Tokens in a batch, so that what the backward pass keeps stays bounded."""
+    hidden: int = model.config.get_text_config().hidden_size
+    widths = [
+        _KEPT_HIDDEN * hidden + _KEPT_NEURONS * unit_counts(model, layer)["mlp.neurons"]
+        for layer in range(layers_of(model))
+    ]
+    return min(_TOKENS_PER_BATCH, _KEPT_BYTES // (4 * sum(widths)) + 1)
+
+
+@torch.enable_grad()
+def _rows(model: CausalModel, batch: Sequence[Encoded]) -> dict[str, Tensor]:
+    seen: dict[int, tuple[Tensor, Routed | None]] = {}
+
+    def keeping(layer: int) -> NeuronTap:
+        def tap(h: Tensor, routed: Routed | None) -> Tensor:
+            seen[layer] = (h, routed)
+            return h
+
+        return tap
+
+    layers = range(layers_of(model))
+    with _differentiable(model), tapped(model, neurons={n: keeping(n) for n in layers}):
+        nats, answers = token_losses(model, batch, whole=False)
+    loss = (nats / answers.sum(1, keepdim=True)).sum()
+    gradients = torch.autograd.grad(loss, [seen[n][0] for n in layers])
+    shares = prompt_shares(batch, nats.shape[1] + 1).to(nats.device)
+    rows = {}
+    for layer, gradient in zip(layers, gradients, strict=True):
+        h, routed = seen[layer]
+        values = (h.detach() * gradient).float().abs_()
+        neurons = unit_counts(model, layer)["mlp.neurons"]
+        name = block_name("neurons", layer, "attribution")
+        rows[name] = pooled_neurons(values, routed, shares, largest=False, neurons=neurons)
+    return rows
+
+
+@contextmanager
+def _differentiable(model: CausalModel) -> Iterator[None]:
+    """Let gradients reach the activations also where no weight asks for one."""
+
+    def ask(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        return output if output.requires_grad else output.requires_grad_()
+
+    hook = model.get_input_embeddings().register_forward_hook(ask)
+    try:
+        yield
+    finally:
+        hook.remove()

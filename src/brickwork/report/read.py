@@ -1,0 +1,103 @@
+"""The document of an analysis, read from its folder without trust."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from brickwork.errors import DataError, listed
+from brickwork.measure.results import FORMAT, Analysis, Overlap, OverlapMatrix
+
+FILE = "analysis.json"
+
+
+def read_analysis(folder: Path) -> Analysis:
+    """The analysis in a folder, checked to be one that a report can be drawn from.
+
+    Args:
+        folder: where ``analysis.json`` lies.
+
+    Raises:
+        DataError: if the file is missing, is not JSON, is of another format, lacks a field or
+            contradicts itself; the message names every field in question.
+    """
+    path = folder / FILE
+    document = _document(path)
+    found = document.get("format")
+    if found != FORMAT:
+        raise DataError(
+            f"{path} should be of format {FORMAT}, but its format is {found!r}; read it with the "
+            "version of Brickwork that wrote it, or make the analysis again."
+        )
+    try:
+        analysis = Analysis.model_validate(document)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, row['loc']))}: {row['msg']}" for row in error.errors()]
+        raise DataError(_invalid(path, problems)) from None
+    if problems := list(_contradictions(analysis)):
+        raise DataError(_invalid(path, problems))
+    return analysis
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path.parent} holds no {FILE}; name the folder that an analysis was written to."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}; check the file.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}; make the analysis again.") from None
+    if not isinstance(document, dict):
+        raise DataError(
+            f"{path} should hold one JSON object, but holds a {type(document).__name__}; make the "
+            "analysis again."
+        )
+    return document
+
+
+def _invalid(path: Path, problems: list[str]) -> str:
+    return (
+        f"{path} is not a valid analysis, in {len(problems)} place(s); mend them or make it "
+        f"again:{listed(problems)}"
+    )
+
+
+def _contradictions(analysis: Analysis) -> Iterator[str]:
+    """Lengths that do not belong together, which the schema alone cannot see."""
+    edges = len(analysis.sparsity.edges)
+    for layer in analysis.sparsity.layers:
+        if not len(layer.activation) == len(layer.magnitude) == edges:
+            yield f"sparsity.layers, layer {layer.layer}: needs one share for each of {edges} edges"
+    yield from _overlap_contradictions(analysis.overlap)
+    names = [ablation.name for ablation in analysis.perturbation.ablations]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"perturbation.ablations: the name {name!r} is given twice"
+
+
+def _overlap_contradictions(overlap: Overlap) -> Iterator[str]:
+    size = len(overlap.functions)
+    places = [("pooled", overlap.pooled)]
+    places += [(f"layers.{number}", matrix) for number, matrix in enumerate(overlap.layers)]
+    for place, matrix in places:
+        if not _square(matrix, size):
+            yield f"overlap.{place}.values: needs {size} rows of {size} numbers"
+    merges = overlap.linkage
+    if len(merges) != max(size - 1, 0) or any(len(merge) != 4 for merge in merges):
+        yield f"overlap.linkage: needs {max(size - 1, 0)} rows of 4 numbers"
+    elif not _joins_each_once(merges, size):
+        yield "overlap.linkage: needs every cluster to be joined once, after it was made"
+
+
+def _square(matrix: OverlapMatrix, size: int) -> bool:
+    return len(matrix.values) == size and all(len(row) == size for row in matrix.values)
+
+
+def _joins_each_once(merges: list[list[float]], size: int) -> bool:
+    joined = [child for merge in merges for child in merge[:2]]
+    made = all(child < size + step for step, merge in enumerate(merges) for child in merge[:2])
+    return made and sorted(joined) == list(range(len(joined)))
