@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from html import escape
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,13 @@ from brickwork.report.read import read_analysis
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small labelled file: 24 short instances of each functionality."""
+    """A folder with a small labelled file: 30 short instances of each functionality."""
     folder = tmp_path_factory.mktemp("analyze")
     with gzip.open(probe_file(), "rt", encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
     short = sorted(records, key=lambda record: len(record["prompt"] + record["response"]))
     names = sorted({record["functionality"] for record in records})[:3]
-    few = [r for name in names for r in [s for s in short if s["functionality"] == name][:24]]
+    few = [r for name in names for r in [s for s in short if s["functionality"] == name][:30]]
     (folder / "few.jsonl").write_text("".join(json.dumps(record) + "\n" for record in few))
     return folder
 
@@ -56,7 +56,7 @@ def test_everything_promised_is_written(place: Path, made: dict[str, object]) ->
     assert analysis.model.name == "reference"
     assert [f.evaluation for f in analysis.data.functions] == [2, 2, 2]
     html = (out / "report.html").read_text(encoding="utf-8")
-    assert escape(analysis.command) in html
+    assert analysis.command in unescape(html)
     assert str(place) not in html
 
 
@@ -72,13 +72,13 @@ def test_a_dry_run_writes_nothing_and_says_the_cost(place: Path) -> None:
     result = analyze(place, "reference", *QUICK, "-o", "dry", "--dry-run", "--json")
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
-    assert document["instances"] == 72
-    # 66 rows of 8 layers of 1024 neurons, 4 heads and the layer; 18 of neurons alone; float32
-    assert document["disk"] == 4 * 8 * (66 * (1024 + 4 + 1) + 18 * 1024)
+    assert document["instances"] == 90
+    # 84 rows of 8 layers of 1024 neurons, 4 heads and the layer; 18 of neurons alone; float32
+    assert document["disk"] == 4 * 8 * (84 * (1024 + 4 + 1) + 18 * 1024)
     assert set(document["seconds"]) >= {"collect", "score", "mask", "perturb", "total"}
     assert not (place / "dry").exists()
     shown = analyze(place, "reference", *QUICK, "-o", "dry", "--dry-run")
-    assert "disk 2.8 MB" in shown.stdout
+    assert "disk 3.4 MB" in shown.stdout
 
 
 def test_a_shard_collects_and_stops(place: Path) -> None:

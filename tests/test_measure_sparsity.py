@@ -80,9 +80,10 @@ def test_at_random_any_neurons_are_masked(family: str) -> None:
     model, sequence = tiny_model(family), instances()[0]
     h = slow_activations(model, 0, sequence)
     found = neurons_in(family, "random", 0.5, 0)
-    active = (h != 0).sum(1)
-    assert torch.equal((found != 0).sum(1), active - (0.5 * active).int())
-    kept = found != 0
+    active, kept = h != 0, found != 0
+    # 48 to 96 neurons that are active at each of some tokens: within four standard deviations
+    share = kept.sum().item() / active.sum().item()
+    assert share == pytest.approx(0.5, abs=2 / active.sum().item() ** 0.5)
     torch.testing.assert_close(found[kept], h[kept], rtol=1e-4, atol=1e-5)  # float32, other order
 
 

@@ -52,7 +52,7 @@ class ShardType(click.ParamType[tuple[int, int]]):
     "--evaluation",
     type=_COUNT,
     help="Instances of each functionality that losses are measured on, at most "
-    "(default: a twelfth, no more than 40).",
+    "(default: a fifteenth, no more than 40).",
 )
 @click.option("--source", help="Where an instance comes from: a field, or FIELD:REGEX.")
 @click.option("--longest", type=_COUNT, default=512, help="Tokens after which a text is cut.")

@@ -102,8 +102,8 @@ def masking(
     """Taps that silence, for every position and layer, the share of neurons that matter least.
 
     ``floor(ratio * neurons)`` are masked; at equal indicators more, which are mostly zeros. In an
-    MoE the neurons of experts that were not picked are among them, as they are silent anyway; at
-    random, the share is one of the neurons that are not.
+    MoE the neurons of experts that were not picked are among them, as they are silent anyway. At
+    random, every neuron is masked with the ratio as its probability.
 
     Args:
         model: whose neurons they are.
@@ -132,10 +132,7 @@ def _masking(model: CausalModel, layer: int, indicator: Indicator, ratio: float)
 
 def _masking_any(ratio: float, generator: torch.Generator) -> NeuronTap:
     def tap(h: Tensor, _routed: Routed | None) -> None:
-        masked = int(ratio * h.shape[1])
-        if masked > 0:
-            values = torch.rand(h.shape, generator=generator).to(h.device)
-            _silence(h, values, values.kthvalue(masked, dim=1, keepdim=True).values)
+        h.mul_(torch.rand(h.shape, generator=generator).ge_(ratio).to(h.device, h.dtype))
 
     return tap
 
