@@ -1,10 +1,10 @@
 """The analysis at real size: the shape of Llama 3 8B, and how good the estimate of its cost is.
 
-    python -m benchmarks.analysis_at_size [--per-function 24] [--longest 64] [--json FILE]
+    python -m benchmarks.analysis_at_size [--per-function 15] [--longest 160] [--json FILE]
 
 Two models of the shape of Llama 3 8B (hidden 4096, FFN 14336, 32 heads over 8, vocabulary 128,256;
-float32, random weights) with one and with two layers go through the whole analysis on instances of
-the packaged probe set. What a further layer took is the measured rate; it gives what 32 layers
+float32, random weights) with one and with two layers go through the whole analysis on the shortest
+instances of the packaged probe set. What a further layer took is the measured rate; it gives what 32 layers
 would take, and the estimate of ``--dry-run``, which sees the configuration alone, is compared with
 that. Disk is what the rows took, against what was stated; memory is the peak of the process.
 """
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from brickwork.measure.analysis import analyze_study
 from brickwork.measure.estimate import estimate
-from brickwork.measure.instances import default_evaluation, sample_instances
+from brickwork.measure.instances import default_evaluation
 from brickwork.measure.perturbation import planned_passes
 from brickwork.measure.results import Settings
 from brickwork.measure.study import Study, open_study
@@ -48,7 +48,10 @@ def llama(layers: int, words: Any, *, weights: bool) -> LoadedModel:
 
 
 def study_of(loaded: LoadedModel, options: argparse.Namespace, folder: Path) -> Study:
-    instances = sample_instances(probe_instances(), options.per_function, seed=0)
+    every = sorted(probe_instances(), key=lambda i: len(i.prompt + i.response))
+    names = sorted({i.functionality for i in every})
+    by_name = [[i for i in every if i.functionality == name] for name in names]
+    instances = [i for own in by_name for i in own[: options.per_function]]
     settings = Settings(
         share=0.05, evaluation=default_evaluation(instances), permutations=20, resamples=1000,
         seed=0,
@@ -75,8 +78,8 @@ def measured(layers: int, words: Any, options: argparse.Namespace) -> dict[str, 
 def main() -> None:
     """Measure, extrapolate, compare, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--per-function", type=int, default=24)
-    parser.add_argument("--longest", type=int, default=64)
+    parser.add_argument("--per-function", type=int, default=15)
+    parser.add_argument("--longest", type=int, default=160)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     words = load_model(str(model_folder())).tokenizer

@@ -1,12 +1,38 @@
 """Write the generated parts of the documentation: ``python docs/generate.py``."""
 
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from brickwork.brick.effects import EFFECTS
 from brickwork.brick.forms import forms
+from brickwork.measure.results import Analysis
 from brickwork.model.architecture import architectures
 
-TABLES = Path(__file__).parent / "reference" / "tables.md"
+REFERENCE = Path(__file__).parent / "reference"
+TABLES, SCHEMA = REFERENCE / "tables.md", REFERENCE / "analysis.md"
+ABOUT_SCHEMA = """# What an analysis writes
+
+Written by `python docs/generate.py`; do not edit.
+
+`brickwork analyze` writes `analysis.json`, one object of the type `Analysis` below. All types are
+in `brickwork.measure.results`; `Analysis.model_json_schema()` gives the same as JSON Schema, and
+`brickwork.report.read.read_analysis(folder)` reads and checks a file. Every number is finite.
+
+Beside it lies `scores.safetensors` with the scores of all units, for each layer N:
+
+| tensor | axes | what |
+| --- | --- | --- |
+| `layers.N.mlp.neurons.activation` | neurons functions | functionality scores |
+| `layers.N.mlp.neurons.selectivity` | neurons functions | score above the next; -inf: resident |
+| `layers.N.mlp.neurons.attribution` | neurons functions | scores by gradient times activation |
+| `layers.N.mlp.neurons.resident` | resident | numbers of the resident neurons |
+| `layers.N.attn.heads.activation` | heads functions | functionality scores of the heads |
+
+Functions are in the order of `data.functions`. The folders `rows` and `attributions` hold the
+activations themselves (memory-mapped `.npy`, one row for each localisation instance), `kept` what
+a second run takes up; all three can be deleted when the analysis is done."""
 FAMILIES = (
     "Linear maps, norms and blocks are found in any decoder model; for these families every role "
     "has a name."
@@ -48,5 +74,40 @@ def tables() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def schema() -> str:
+    """The types of an analysis, each with its fields and what they mean."""
+    found = Analysis.model_json_schema()
+    kinds = {"Analysis": found, **found["$defs"]}
+    return "\n\n".join([ABOUT_SCHEMA, *(_type(name, kinds[name]) for name in kinds)]) + "\n"
+
+
+def _type(name: str, kind: dict[str, Any]) -> str:
+    about = inspect.cleandoc(kind.get("description", ""))
+    return f"## {name}\n\n{about}\n\n{table(('field', 'type', 'meaning'), list(_fields(kind)))}"
+
+
+def _fields(kind: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for field, value in kind["properties"].items():
+        meaning = " ".join(value.get("description", "").split())
+        yield f"`{field}`", _words(value), meaning.replace("|", "\\|")
+
+
+def _words(value: dict[str, Any]) -> str:
+    """A JSON Schema type in a few words."""
+    if "$ref" in value:
+        name = value["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "const" in value or "enum" in value:
+        return " or ".join(f"`{word}`" for word in value.get("enum", [value.get("const")]))
+    if "anyOf" in value:
+        return " or ".join(_words(one) for one in value["anyOf"])
+    if value["type"] == "array":
+        return f"list of {_words(value['items'])}"
+    if value["type"] == "object":
+        return f"name -> {_words(value['additionalProperties'])}"
+    return str(value["type"])
+
+
 if __name__ == "__main__":
     TABLES.write_text(tables(), encoding="utf-8")
+    SCHEMA.write_text(schema(), encoding="utf-8")

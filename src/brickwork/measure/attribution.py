@@ -22,8 +22,9 @@ from brickwork.model.train import Encoded, groups_by_length
 from brickwork.model.units import unit_counts
 
 _TOKENS_PER_BATCH = 2048
-# What a backward pass keeps of a token and layer, in widths of hidden and of the FFN.
-_KEPT_HIDDEN, _KEPT_NEURONS, _KEPT_BYTES = 8, 4, 1 << 30
+# What a backward pass keeps of a token and layer, in widths of hidden and of the FFN: as measured
+# on a model of 10M parameters, at 1.7 GB for 2,048 tokens and 8 layers.
+_KEPT_HIDDEN, _KEPT_NEURONS, _KEPT_BYTES = 30, 16, 1 << 30
 
 
 def attribution_layout(model: CausalModel, samples: int, *, key: str = "") -> Layout:

@@ -87,8 +87,7 @@ def draw_row(row: FigureRow, analysis: Analysis) -> Iterator[Plate]:
         figure = row.draw(*arguments)
         svg = svg_bytes(figure, name)
         figure.set_layout_engine("none")  # its parts stand where they should; once is enough
-        caption = row.caption(*arguments).replace(" %", "\u00a0%")  # no break before it
-        yield Plate(name, title, caption, svg, figure)
+        yield Plate(name, title, _spaced(row.caption(*arguments)), svg, figure)
 
 
 def render_page(analysis: Analysis, sections: Sequence[tuple[FigureRow, Sequence[Plate]]]) -> str:
@@ -96,6 +95,7 @@ def render_page(analysis: Analysis, sections: Sequence[tuple[FigureRow, Sequence
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["spaced"] = _spaced
     source = files("brickwork.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     tables = [(row, row.build(analysis)) for row in TABLES]
     return environment.from_string(source).render(
@@ -109,6 +109,11 @@ def render_page(analysis: Analysis, sections: Sequence[tuple[FigureRow, Sequence
         paper=words.PAPER,
         facts=_facts(analysis),
     )
+
+
+def _spaced(text: str) -> str:
+    """One way to write percentages, and no line break before their sign."""
+    return re.sub(r"(?<=[0-9]) ?%", "\u00a0%", text)
 
 
 def _facts(analysis: Analysis) -> Mapping[str, Any]:
