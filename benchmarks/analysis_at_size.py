@@ -1,12 +1,13 @@
 """The analysis at real size: the shape of Llama 3 8B, and how good the estimate of its cost is.
 
-    python -m benchmarks.analysis_at_size [--per-function 15] [--longest 160] [--json FILE]
+    python -m benchmarks.analysis_at_size [--per-function 24] [--longest 160] [--json FILE]
 
 Two models of the shape of Llama 3 8B (hidden 4096, FFN 14336, 32 heads over 8, vocabulary 128,256;
 float32, random weights) with one and with two layers go through the whole analysis on the shortest
-instances of the packaged probe set. What a further layer took is the measured rate; it gives what 32 layers
-would take, and the estimate of ``--dry-run``, which sees the configuration alone, is compared with
-that. Disk is what the rows took, against what was stated; memory is the peak of the process.
+instances of three functionalities of the packaged probe set. What a further layer took is the measured rate; it gives what
+32 layers would take, and the estimate of ``--dry-run``, which sees the configuration alone, is
+compared with that. Disk is what the rows took, against what was stated; memory is the peak of the
+process.
 """
 
 import argparse
@@ -20,7 +21,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from brickwork.measure.analysis import analyze_study
 from brickwork.measure.estimate import estimate
-from brickwork.measure.instances import default_evaluation
 from brickwork.measure.perturbation import planned_passes
 from brickwork.measure.results import Settings
 from brickwork.measure.study import Study, open_study
@@ -28,7 +28,7 @@ from brickwork.model.load import LoadedModel, load_model, wrap_model
 from brickwork.reference.paths import model_folder
 from brickwork.reference.probe import probe_instances
 
-LAYERS = 32
+LAYERS, FUNCTIONS, EVALUATION = 32, 3, 4
 
 
 def config(layers: int) -> LlamaConfig:
@@ -49,12 +49,11 @@ def llama(layers: int, words: Any, *, weights: bool) -> LoadedModel:
 
 def study_of(loaded: LoadedModel, options: argparse.Namespace, folder: Path) -> Study:
     every = sorted(probe_instances(), key=lambda i: len(i.prompt + i.response))
-    names = sorted({i.functionality for i in every})
+    names = sorted({i.functionality for i in every})[:FUNCTIONS]
     by_name = [[i for i in every if i.functionality == name] for name in names]
     instances = [i for own in by_name for i in own[: options.per_function]]
     settings = Settings(
-        share=0.05, evaluation=default_evaluation(instances), permutations=20, resamples=1000,
-        seed=0,
+        share=0.05, evaluation=EVALUATION, permutations=20, resamples=1000, seed=0,
     )  # fmt: skip
     return open_study(loaded, instances, settings, folder, longest=options.longest)
 
@@ -78,7 +77,7 @@ def measured(layers: int, words: Any, options: argparse.Namespace) -> dict[str, 
 def main() -> None:
     """Measure, extrapolate, compare, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--per-function", type=int, default=15)
+    parser.add_argument("--per-function", type=int, default=24)
     parser.add_argument("--longest", type=int, default=160)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

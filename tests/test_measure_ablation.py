@@ -127,3 +127,12 @@ def test_random_units_match_in_number_and_leave_out_what_they_must() -> None:
         CHOSEN, model, torch.Generator().manual_seed(0), word="mlp.neurons", without=without
     )
     assert all(torch.equal(drawn[layer], same[layer]) for layer in drawn)
+
+
+def test_a_control_is_as_large_as_what_it_matches_also_where_few_others_are_left() -> None:
+    model, most = tiny_model("llama"), {0: torch.arange(30)}
+    drawn = random_like(
+        most, model, torch.Generator().manual_seed(0), word="mlp.neurons", without=most
+    )
+    assert len(drawn[0].unique()) == 30
+    assert torch.isin(torch.arange(30, 48), drawn[0]).all()  # all that need not be avoided

@@ -20,6 +20,7 @@ from brickwork.model.heads import heads_of
 from brickwork.model.load import LoadedModel, wrap_model
 from brickwork.model.parts import layers_of, part_of, role_path, row_of
 from brickwork.model.train import Encoded
+from tests.test_model_taps import gains_after
 from tests.tiny import FAMILIES, tiny_model
 
 # Sums over tokens in another order, batched and padded, in float32.
@@ -99,7 +100,8 @@ def test_head_and_block_rows_equal_a_forward_of_each_instance_alone(
     model, seen = loaded.model, {}
     o, width = part_of(model, "attn.o", 1), heads_of(model.config, 1).head_dim
     weight = model.get_parameter(o.weight).detach()
-    columns = (weight if o.out_axis == 0 else weight.T).unflatten(1, (-1, width))
+    oriented = weight if o.out_axis == 0 else weight.T
+    columns = (oriented * gains_after(model, "norms.attn_out", 1)).unflatten(1, (-1, width))
     block = model.get_submodule(role_path(model, "block", 1) or "")
     model.get_submodule(o.module).register_forward_pre_hook(
         lambda _m, args: seen.update(z=args[0].reshape(-1, columns.shape[1], width))
@@ -157,7 +159,8 @@ import sys
 from pathlib import Path
 from tests.test_measure_activations import *
 import brickwork.measure.activations as activations
-activations._BATCHES_PER_CHECKPOINT = 1
+import brickwork.measure.rows as rows_module
+rows_module.SECONDS_PER_CHECKPOINT = 0
 activations.TOKENS_PER_BATCH = 24
 loaded, sequences = wrap_model(tiny_model("llama")), instances(200)
 rows = open_rows(Path(sys.argv[1]), layout_of(loaded.model, 200, Wanted()))

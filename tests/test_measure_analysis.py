@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from brickwork.errors import ConfigurationError, DataError
+from brickwork.errors import ConfigurationError, DataError, ModelError
 from brickwork.measure import perplexity
 from brickwork.measure.analysis import analyze_study, collect_activations
 from brickwork.measure.instances import Instance
+from brickwork.measure.passes import Passes
 from brickwork.measure.perturbation import CONDITIONS, planned_passes
 from brickwork.measure.results import Analysis, Settings
 from brickwork.measure.study import open_study
@@ -145,10 +146,45 @@ def test_another_analysis_does_not_take_over_a_folder(tmp_path: Path) -> None:
         analyze_study(small_study(tmp_path, seed=5), command="x")
 
 
+def test_other_settings_take_over_the_rows_and_nothing_else(tmp_path: Path) -> None:
+    first = analyze_study(small_study(tmp_path), command="x")
+    rows = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").glob("neurons*")}
+    other = analyze_study(small_study(tmp_path, permutations=7), command="x")
+    assert {path: path.stat().st_mtime_ns for path in rows} == rows
+    assert other.sparsity == first.sparsity
+    scores = other.functionality.neurons[0].functions["Math"]
+    assert scores.best_p == pytest.approx(1 / 8)
+
+
+def test_a_model_that_differs_in_anything_takes_over_nothing(tmp_path: Path) -> None:
+    """Also where the weights agree in bfloat16, or only the configuration differs."""
+    before = small_study(tmp_path)
+    keys = {before.model_key}
+    for change in ("weight", "eps"):
+        model = tiny_model("llama")
+        if change == "weight":
+            model.model.norm.weight.data[0] += 1e-6
+        else:
+            model.config.rms_norm_eps = 1e-4
+        other = wrap_model(model, before.loaded.tokenizer)
+        keys.add(open_study(other, labelled(), before.settings, tmp_path).model_key)
+    assert len(keys) == 3
+
+
+def test_losses_that_are_no_numbers_are_refused_before_they_are_kept(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj.weight.data.fill_(float("inf"))
+    study = open_study(
+        wrap_model(model, loaded("llama").tokenizer), labelled(), Settings(**SETTINGS), tmp_path
+    )
+    with pytest.raises(ModelError, match="evaluation instances are no finite numbers"):
+        Passes(study)
+
+
 def test_localisation_and_evaluation_are_apart(tmp_path: Path) -> None:
     study = small_study(tmp_path)
     chosen, judged = study.localisation.instances, study.evaluation.instances
-    assert not {i.id for i in chosen} & {i.id for i in judged}
+    assert not {i.prompt for i in chosen} & {i.prompt for i in judged}
     assert len(chosen) + len(judged) == 180
     assert len(judged) == 12
     assert [f.evaluation for f in study.facts.functions] == [4, 4, 4]

@@ -131,5 +131,5 @@ def test_partition_names_the_right_null(share: float, verdict: str) -> None:
     assert finding.verdict == verdict
     assert "permuted labels give 1.6% on average [1.0%, 2.2%]" in finding.evidence
     above = 6 if share > 0.06 else 0
-    assert f"Of 6 pairs {above} share more than 95% of single pairs" in finding.evidence
-    assert "(up to 6.0%)" in finding.evidence
+    assert f"Of 6 pairs {above} lie above the 95% range of single pairs" in finding.evidence
+    assert "(0.0% to 6.0%)" in finding.evidence

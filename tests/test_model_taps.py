@@ -72,7 +72,17 @@ def test_activations_times_output_columns_are_what_the_ffn_adds(family: str) -> 
         columns = torch.cat([part.down for part in parts], 1)
         bias = ffn.down_bias if isinstance(ffn, FFN) and ffn.down_bias is not None else 0
         torch.testing.assert_close(seen[0] @ columns.T + bias, out, **TOLERANCE)
-        torch.testing.assert_close(output_norms(model, layer), columns.norm(dim=0))
+        gains = gains_after(model, "norms.mlp_out", layer)
+        torch.testing.assert_close(output_norms(model, layer), (gains * columns).norm(dim=0))
+
+
+def gains_after(model: PreTrainedModel, role: str, layer: int) -> Tensor:
+    """The gains of a norm that follows, by how each family's norm reads its weight."""
+    norm = find_module(model, role_path(model, role, layer))
+    if norm is None:
+        return torch.ones(32, 1)
+    weight = norm.weight.detach()
+    return (1 + weight if model.config.model_type.startswith("gemma") else weight).unsqueeze(1)
 
 
 def watched_output(model: PreTrainedModel, layer: int) -> Tensor:
@@ -131,6 +141,7 @@ def test_head_factors_give_the_length_of_a_heads_output(family: str) -> None:
     weight = model.get_parameter(part.weight)
     columns = weight if part.out_axis == 0 else weight.T
     z = torch.randn(5, heads.heads, heads.head_dim, generator=torch.Generator().manual_seed(0))
+    columns = columns * gains_after(model, "norms.attn_out", 1)
     lengths = torch.einsum("hij,phj->phi", head_factors(model, 1), z).norm(dim=-1)
     for head in range(heads.heads):
         own = columns[:, head * heads.head_dim : (head + 1) * heads.head_dim]

@@ -127,9 +127,13 @@ def skipping(layers: Sequence[int]) -> dict[int, BlockTap]:
 
 
 def random_like(
-    chosen: Chosen, model: CausalModel, generator: torch.Generator, *, word: str,
+    chosen: Chosen,
+    model: CausalModel,
+    generator: torch.Generator,
+    *,
+    word: str,
     without: Chosen | None = None,
-) -> dict[int, Tensor]:  # fmt: skip
+) -> dict[int, Tensor]:
     """As many random units in each layer as were chosen there.
 
     Args:
@@ -137,13 +141,14 @@ def random_like(
         model: says how many there are.
         generator: on the CPU.
         word: ``mlp.neurons`` or ``attn.heads``.
-        without: units that are never drawn.
+        without: units that are drawn only where there are not enough others.
     """
     drawn = {}
     for layer, units in chosen.items():
         order = torch.randperm(unit_counts(model, layer)[word], generator=generator)
         if without is not None and layer in without:
-            order = order[~torch.isin(order, without[layer])]
+            unwanted = torch.isin(order, without[layer])
+            order = torch.cat([order[~unwanted], order[unwanted]])
         drawn[layer] = order[: len(units)].sort().values
     return drawn
 

@@ -23,7 +23,7 @@ from brickwork.model.train import Encoded, groups_by_length, pack
 from brickwork.model.units import unit_counts
 
 TOKENS_PER_BATCH = 2048  # at 1024 to 4096 a 10M model ran equally fast; less memory decides
-_BATCHES_PER_CHECKPOINT = 32
+_MOST_CHANGE = 1e4  # of a token whose state was zero, which is no multiple of nothing
 Part = Literal["prompt", "response"]
 Advance = Callable[[float], None]
 
@@ -116,19 +116,15 @@ def collect(
     whole = "response" in wanted.parts
     lengths = [len(s.ids) if whole else s.response_start for s in sequences]
     own = groups_by_length(lengths, TOKENS_PER_BATCH)[shard[0] - 1 :: shard[1]]
-    done = rows.done
     recorder = _Recorder(model, wanted)
+
+    def make(group: list[int]) -> dict[str, Tensor]:
+        return recorder.run([
+            Encoded(sequences[i].ids[: lengths[i]], sequences[i].response_start) for i in group
+        ])  # fmt: skip
+
     with recorder.listening():
-        for number, group in enumerate(own, 1):
-            left = [i for i in group if not done[i]]
-            if left:
-                batch = [Encoded(sequences[i].ids[: lengths[i]], sequences[i].response_start)
-                         for i in left]  # fmt: skip
-                rows.write(left, recorder.run(batch))
-            if number % _BATCHES_PER_CHECKPOINT == 0:
-                rows.checkpoint()
-            advance(len(group))
-    rows.checkpoint()
+        rows.fill(own, make, advance)
 
 
 class _Recorder:
@@ -191,13 +187,11 @@ class _Recorder:
 
     def _blocks(self, layer: int) -> BlockTap:
         def tap(before: Tensor, after: Tensor) -> None:
-            change = (after - before).float().norm(dim=-1) / before.float().norm(dim=-1)
+            length = before.float().norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+            change = ((after - before).float().norm(dim=-1) / length).clamp(max=_MOST_CHANGE)
             for part, shares in self.shares.items():
-                # A token of padding may have a state of zeros, which is 0 of nothing.
-                own = torch.where(shares > 0, change, 0.0).view(-1, 1)
-                self.rows[block_name("layers", layer, "change", part)] = _pooled(
-                    own, shares, largest=False
-                )
+                name = block_name("layers", layer, "change", part)
+                self.rows[name] = _pooled(change.view(-1, 1), shares, largest=False)
 
         return tap
 

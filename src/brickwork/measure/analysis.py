@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import torch
 
-from brickwork.brick.files import json_bytes, tensor_bytes, write_file
+from brickwork.brick.files import tensor_bytes, write_file
 from brickwork.measure.activations import Wanted, collect, layout_of
 from brickwork.measure.attribution import attribute, attribution_layout
 from brickwork.measure.findings import findings
@@ -22,11 +22,12 @@ from brickwork.measure.scoring import (
     Scored,
     attribution_scores,
     attribution_side,
+    compare_sources,
     functionality_of,
     score_units,
     selectivities,
 )
-from brickwork.measure.study import Study, digest
+from brickwork.measure.study import Study
 from brickwork.model.parts import layers_of
 from brickwork.model.units import unit_counts
 
@@ -44,10 +45,8 @@ def collect_activations(
         dtype: number format of the rows on disk.
         shard: number k of n parts of the work; only that part is done.
     """
-    sequences = study.localisation.sequences
-    layout = layout_of(
-        study.loaded.model, len(sequences), Wanted(), key=digest(study.key), dtype=dtype
-    )
+    sequences, key = study.localisation.sequences, study.rows_key(study.localisation)
+    layout = layout_of(study.loaded.model, len(sequences), Wanted(), key=key, dtype=dtype)
     with study.step("collect"), study.watch("collecting activations", len(sequences)) as advance:
         rows = open_rows(study.folder / "rows", layout, writer=f"{shard[0]}-of-{shard[1]}")
         collect(study.loaded, sequences, rows, Wanted(), shard=shard, advance=advance)
@@ -68,9 +67,10 @@ def analyze_study(study: Study, *, command: str, dtype: str = "float32") -> Anal
     rows = collect_activations(study, dtype=dtype)
     with study.step("score"):
         scored = {units: score_units(study, rows, units) for units in _UNITS}
+        sources = compare_sources(study, rows)
     with study.step("attribute"):
         attributed = attribution_scores(study, _attributions(study))
-        functionality = functionality_of(study, rows, scored, attributed)
+    functionality = functionality_of(study, scored, sources, attributed)
     scores = _unit_scores(study, scored, attributed)
     with study.step("mask"):
         passes = Passes(study)
@@ -90,13 +90,14 @@ def analyze_study(study: Study, *, command: str, dtype: str = "float32") -> Anal
         perturbation=perturbation, overlap=overlap,
         findings=findings(sparsity, functionality, perturbation, overlap),
     )  # fmt: skip
-    write_file(study.folder / RESULT, json_bytes(RESULT, analysis.model_dump()))
+    write_file(study.folder / RESULT, (analysis.model_dump_json(indent=1) + "\n").encode())
     return analysis
 
 
 def _attributions(study: Study) -> Rows:
-    sequences = attribution_side(study).sequences
-    layout = attribution_layout(study.loaded.model, len(sequences), key=digest(study.key))
+    side = attribution_side(study)
+    sequences, key = side.sequences, study.rows_key(side)
+    layout = attribution_layout(study.loaded.model, len(sequences), key=key)
     with study.watch("gradient times activation", len(sequences)) as advance:
         rows = open_rows(study.folder / "attributions", layout)
         attribute(study.loaded, sequences, rows, advance=advance)

@@ -25,6 +25,7 @@ _TOKENS_PER_BATCH = 2048
 # What a backward pass keeps of a token and layer, in widths of hidden and of the FFN: as measured
 # on a model of 10M parameters, at 1.7 GB for 2,048 tokens and 8 layers.
 _KEPT_HIDDEN, _KEPT_NEURONS, _KEPT_BYTES = 30, 16, 1 << 30
+_KEPT_WORDS = 3  # logits in float32, their exponentials, and gradients
 
 
 def attribution_layout(model: CausalModel, samples: int, *, key: str = "") -> Layout:
@@ -51,23 +52,23 @@ def attribute(
         rows: opened with the layout of ``attribution_layout``.
         advance: told the number of instances that have just been done.
     """
-    done = rows.done
-    for group in groups_by_length([len(s.ids) for s in sequences], _budget(loaded.model)):
-        left = [i for i in group if not done[i]]
-        if left:
-            rows.write(left, _rows(loaded.model, [sequences[i] for i in left]))
-        advance(len(group))
-    rows.checkpoint()
+    groups = groups_by_length([len(s.ids) for s in sequences], _budget(loaded.model))
+    rows.fill(groups, lambda group: _rows(loaded.model, [sequences[i] for i in group]), advance)
+
+
+def kept_bytes(model: CausalModel) -> int:
+    """What a backward pass keeps of one token, about; a sequence is never split."""
+    config = model.config.get_text_config()
+    layers = [
+        _KEPT_HIDDEN * config.hidden_size + _KEPT_NEURONS * unit_counts(model, n)["mlp.neurons"]
+        for n in range(layers_of(model))
+    ]
+    return 4 * int(sum(layers) + _KEPT_WORDS * config.vocab_size)
 
 
 def _budget(model: CausalModel) -> int:
     """Tokens in a batch, so that what the backward pass keeps stays bounded."""
-    hidden: int = model.config.get_text_config().hidden_size
-    widths = [
-        _KEPT_HIDDEN * hidden + _KEPT_NEURONS * unit_counts(model, layer)["mlp.neurons"]
-        for layer in range(layers_of(model))
-    ]
-    return min(_TOKENS_PER_BATCH, _KEPT_BYTES // (4 * sum(widths)) + 1)
+    return min(_TOKENS_PER_BATCH, _KEPT_BYTES // kept_bytes(model) + 1)
 
 
 @torch.enable_grad()
@@ -90,7 +91,7 @@ def _rows(model: CausalModel, batch: Sequence[Encoded]) -> dict[str, Tensor]:
     rows = {}
     for layer, gradient in zip(layers, gradients, strict=True):
         h, routed = seen[layer]
-        values = (h.detach() * gradient).float().abs_()
+        values = (h.detach().float() * gradient.float()).abs_()
         neurons = unit_counts(model, layer)["mlp.neurons"]
         name = block_name("neurons", layer, "attribution")
         rows[name] = pooled_neurons(values, routed, shares, largest=False, neurons=neurons)
@@ -99,13 +100,18 @@ def _rows(model: CausalModel, batch: Sequence[Encoded]) -> dict[str, Tensor]:
 
 @contextmanager
 def _differentiable(model: CausalModel) -> Iterator[None]:
-    """Let gradients reach the activations also where no weight asks for one."""
+    """Let gradients reach the activations, and no weight: that saves what weights would need."""
 
     def ask(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        return output if output.requires_grad else output.requires_grad_()
+        return output.requires_grad_()
 
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hook = model.get_input_embeddings().register_forward_hook(ask)
     try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
         yield
     finally:
         hook.remove()
+        for parameter in asking:
+            parameter.requires_grad_()

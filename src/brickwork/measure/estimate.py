@@ -9,18 +9,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from brickwork.measure.activations import Wanted, collect, layout_of
-from brickwork.measure.attribution import attribute, attribution_layout
+from brickwork.measure.attribution import attribute, attribution_layout, kept_bytes
 from brickwork.measure.masking import PASSES
 from brickwork.measure.perplexity import instance_losses
-from brickwork.measure.perturbation import planned_passes
+from brickwork.measure.perturbation import planned_passes, whole_passes
 from brickwork.measure.rows import Layout, open_rows
 from brickwork.measure.scoring import attribution_side, rehearse_scoring
 from brickwork.measure.sparsity import masking
 from brickwork.measure.study import Study
+from brickwork.model.device import find_device
 from brickwork.model.load import LoadedModel, rehearsal_model
 from brickwork.model.parts import layers_of
 from brickwork.model.taps import tapped
@@ -70,26 +72,36 @@ def _memory(study: Study) -> int:
     model = study.loaded.model
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     widest = max(unit_counts(model, n)["mlp.neurons"] for n in range(layers_of(model)))
-    scoring = _SORT_BYTES + 2 * 4 * widest * len(study.localisation.sequences)
-    return _PROCESS_BYTES + weights + max(_PASS_BYTES, scoring)
+    samples, settings = len(study.localisation.sequences), study.settings
+    # Two halves of a layer's rows, and the scores of its neurons under all permutations.
+    null = 2 * 8 * widest * len(study.functions) * settings.permutations
+    scoring = _SORT_BYTES + 2 * 4 * widest * samples + null
+    longest = max(len(s.ids) for s in attribution_side(study).sequences)
+    return _PROCESS_BYTES + weights + max(_PASS_BYTES, scoring, longest * kept_bytes(model))
 
 
 def _seconds(study: Study, device: str) -> dict[str, float]:
-    layers = layers_of(study.loaded.model)
+    layers, target = layers_of(study.loaded.model), find_device(device)
     few = [_rehearse(study, rehearsal_model(study.loaded, n, vocabulary=_WORDS, device=device))
            for n in (1, 2)]  # fmt: skip
     rate = {step: first + max(few[1][step] - first, 0) * (layers - 1)
             for step, first in few[0].items()}  # fmt: skip
     evaluation, part = study.evaluation.sequences, attribution_side(study).sequences
-    head = _head_seconds(study) * sum(len(s.ids) - s.response_start for s in evaluation)
-    whole = sum(len(s.ids) for s in evaluation)
+    head, whole = _head_seconds(study, target), sum(len(s.ids) for s in evaluation)
+    a_pass = head * _answers(evaluation)
     return {
         "collect": rate["collect"] * sum(s.response_start for s in study.localisation.sequences),
         "score": rehearse_scoring(study),
-        "attribute": rate["attribute"] * sum(len(s.ids) for s in part),
-        "mask": PASSES * (rate["mask"] * whole + head),
-        "perturb": planned_passes(study) * (rate["pass"] * whole + head),
+        # Backwards a matrix product costs as much again, for the gradient of its input.
+        "attribute": rate["attribute"] * sum(len(s.ids) for s in part) + 2 * head * _answers(part),
+        "mask": PASSES * (rate["mask"] * whole + a_pass),
+        "perturb": planned_passes(study) * (rate["pass"] * whole + a_pass)
+        + whole_passes(study) * head * (whole - _answers(evaluation)),
     }
+
+
+def _answers(sequences: Sequence[Encoded]) -> int:
+    return sum(len(s.ids) - s.response_start for s in sequences)
 
 
 def _rehearse(study: Study, small: LoadedModel) -> dict[str, float]:
@@ -132,15 +144,18 @@ def _sample(sequences: Sequence[Encoded], tokens: int) -> list[Encoded]:
     return [Encoded([i % _WORDS for i in s.ids], s.response_start) for s in some]
 
 
-def _head_seconds(study: Study) -> float:
+def _head_seconds(study: Study, device: torch.device) -> float:
     """Seconds that the logits of one position take."""
     config = study.loaded.model.config.get_text_config()
     vocabulary: int = config.vocab_size
-    words = min(vocabulary, _HEAD_WORDS)
-    device = study.loaded.device if study.loaded.device.type != "meta" else torch.device("cpu")
-    x = torch.randn(_HEAD_ROWS, config.hidden_size, device=device).to(study.loaded.dtype)
-    weight = torch.randn(words, config.hidden_size, device=device).to(study.loaded.dtype)
-    started = time.perf_counter()
-    (x @ weight.T).float().logsumexp(-1).sum().item()
-    seconds = (time.perf_counter() - started) / _HEAD_ROWS
-    return seconds * vocabulary / words
+    words, dtype = min(vocabulary, _HEAD_WORDS), study.loaded.dtype
+    x = torch.randn(_HEAD_ROWS, config.hidden_size, device=device).to(dtype)
+    weight = torch.randn(words, config.hidden_size, device=device).to(dtype)
+
+    def once() -> float:
+        started = time.perf_counter()
+        (x @ weight.T).float().logsumexp(-1).sum().item()
+        return time.perf_counter() - started
+
+    seconds = median([once() for _ in range(6)][1:])  # the first is slower
+    return seconds / _HEAD_ROWS * vocabulary / words

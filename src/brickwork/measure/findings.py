@@ -7,6 +7,7 @@ from a fixed rule, which the evidence states, so that it can be disputed.
 from collections.abc import Sequence
 from statistics import mean
 
+from brickwork.measure.perturbation import control_name
 from brickwork.measure.results import (
     Ablation,
     Choice,
@@ -175,7 +176,7 @@ def _specialised(ablation: Ablation, title: str) -> Finding:
     for row in own:
         f = row.removed
         others = [value.value for g, value in row.increase.items() if g != f]
-        like = [c for c in controls if c.removed.endswith(f" {f}")] or controls
+        like = [c for c in controls if c.removed == control_name(f)] or controls
         chance = max((c.increase[f].value for c in like), default=0.0)
         largest.append(row.increase[f].value > max(others))
         above.append(row.increase[f].low > chance)
@@ -228,8 +229,8 @@ def _partitioned(overlap: Overlap) -> Finding:
 def _against_null(shares: Sequence[float], low: float, high: float) -> str:
     above, below = sum(s > high for s in shares), sum(s < low for s in shares)
     return (
-        f"Of {len(shares)} pairs {above} share more than 95% of single pairs do under permuted "
-        f"labels (up to {high:.1%}), {below} less."
+        f"Of {len(shares)} pairs {above} lie above the 95% range of single pairs under permuted "
+        f"labels ({low:.1%} to {high:.1%}), {below} below."
     )
 
 

@@ -146,8 +146,8 @@ def with_sources(instances: Sequence[Instance], rule: str) -> list[Instance]:
 def split_instances(instances: Sequence[Instance], *, evaluation: int, seed: int) -> Split:
     """A random split that keeps the share of every functionality, the same in any file order.
 
-    Instances of equal prompt and response stay together, and where they have different
-    functionalities they are never evaluated on.
+    Instances of equal prompt stay together, since units are chosen by prompts alone; where they
+    have different functionalities they are never evaluated on.
 
     Args:
         instances: at least 10 of each functionality.
@@ -172,7 +172,7 @@ def split_instances(instances: Sequence[Instance], *, evaluation: int, seed: int
     if bare:
         raise DataError(
             f"of the {counts[bare[0]]} instances of {bare[0]!r} none can be evaluated on, for too "
-            "many have the same prompt and response, or another functionality too; add others."
+            "many have the same prompt, or another functionality too; add others."
         )
     localisation, evaluated = (
         tuple(i for side in sides.values() for i in side[which]) for which in (0, 1)
@@ -202,11 +202,11 @@ def sample_instances(instances: Sequence[Instance], per_function: int, seed: int
 
 
 def _twins(instances: Sequence[Instance], seed: int) -> list[list[int]]:
-    """Indices of the instances with equal texts, in an order that the file's does not matter to."""
+    """Indices of the instances with equal prompts, in an order that no file's matters to."""
     order = sorted(range(len(instances)), key=lambda i: _draw(instances[i], seed))
-    same: dict[tuple[str, str], list[int]] = defaultdict(list)
+    same: dict[str, list[int]] = defaultdict(list)
     for i in order:
-        same[instances[i].prompt, instances[i].response].append(i)
+        same[instances[i].prompt].append(i)
     return list(same.values())
 
 

@@ -53,7 +53,7 @@ def find_overlap(
         functions=list(functions),
         layers=[_matrix(*layer) for layer in zip(matrices, null_overlaps, strict=True)],
         pooled=_matrix(pooled, _pooled(null_overlaps, sizes)),
-        independent=share,
+        independent=(sizes.sum() / sum(len(layer) for layer in scores)).item(),
         linkage=linkage(squareform((1 - pooled).numpy()), method="average").tolist(),
     )
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from jaxtyping import Float
 from torch import Tensor
 
+from brickwork.errors import ModelError
 from brickwork.measure.ablation import NeuronMeans
 from brickwork.measure.batch import RunningBatch
 from brickwork.measure.intervals import per_token, perplexity_increase, resample_counts
@@ -52,6 +53,7 @@ class Passes:
                 found = instance_losses(
                     study.loaded.model, evaluation.sequences, whole=whole, running=self.running
                 )
+            _require_finite(found, name)
             response = {"response": found.response}
             return response if found.whole is None else {**response, "whole": found.whole}
 
@@ -101,13 +103,15 @@ class Passes:
             study.watch("the whole model", len(study.evaluation.sequences)) as advance,
             tapped(study.loaded.model, neurons=taps),
         ):
-            return instance_losses(
+            found = instance_losses(
                 study.loaded.model,
                 study.evaluation.sequences,
                 whole=True,
                 running=self.running,
                 advance=advance,
             )
+        _require_finite(found, "the whole model")
+        return found
 
     def _each(self, interval: Callable[[Tensor, Tensor], Interval]) -> dict[str, Interval]:
         """An interval for each functionality, from its samples and their resample counts."""
@@ -127,6 +131,17 @@ class Passes:
             )
             for i, name in enumerate(self.study.functions)
         ]
+
+
+def _require_finite(losses: Losses, name: str) -> None:
+    """Before anything is kept: in float16 a model can overflow, the more so without its parts."""
+    bad = int((~losses.response.isfinite()).sum())
+    if bad:
+        raise ModelError(
+            f"the losses of {bad} of {len(losses.response)} evaluation instances are no finite "
+            f"numbers ({name}); run the model in bfloat16 or float32 (--dtype), or check its "
+            "weights."
+        )
 
 
 def _both(losses: Losses) -> tuple[Tensor, Tensor]:

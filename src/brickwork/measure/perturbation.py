@@ -117,13 +117,20 @@ def perturb(study: Study, passes: Passes, scores: UnitScores) -> Perturbation:
 
 def planned_passes(study: Study) -> int:
     """How many passes ``perturb`` makes, with that of the whole model; at most."""
-    functions, count = len(study.functions), 1
-    for condition in CONDITIONS:
-        matched = condition.units == "heads" or study.settings.scope == "model"
-        rows = {"each": layers_of(study.loaded.model), "resident": 1}
-        count += rows.get(condition.chosen, functions)
-        count += functions if matched and condition.random else condition.random
-    return count
+    return 1 + sum(_planned_rows(study, condition) for condition in CONDITIONS)
+
+
+def whole_passes(study: Study) -> int:
+    """How many of them compute the logits of prompts, too."""
+    return 1 + sum(_planned_rows(study, condition) for condition in CONDITIONS if condition.whole)
+
+
+def _planned_rows(study: Study, condition: Condition) -> int:
+    functions = len(study.functions)
+    matched = condition.units == "heads" or study.settings.scope == "model"
+    rows = {"each": layers_of(study.loaded.model), "resident": 1}
+    controls = functions if matched and condition.random else condition.random
+    return rows.get(condition.chosen, functions) + controls
 
 
 def _removals(study: Study, scores: UnitScores, condition: Condition) -> Iterator[Removal]:
@@ -134,21 +141,12 @@ def _removals(study: Study, scores: UnitScores, condition: Condition) -> Iterato
         return
     chosen = list(_chosen(study, scores, condition))
     yield from chosen
-    resident = {} if condition.chosen == "activation" else scores.resident
-    for name, like in _controls(condition, chosen):
+    for name, like, without in _controls(condition, chosen, scores.resident):
         generator = study.generator("random", condition.name, name)
         units = random_like(
-            like.units,
-            study.loaded.model,
-            generator,
-            word=WORDS[condition.units],
-            without=_together(like.units, resident),
+            like, study.loaded.model, generator, word=WORDS[condition.units], without=without
         )
         yield Removal("random", name, units)
-
-
-def _together(first: Chosen, second: Chosen) -> Chosen:
-    return {n: torch.cat([first[n], second[n]]) if n in second else first[n] for n in first}
 
 
 def _chosen(study: Study, scores: UnitScores, condition: Condition) -> Iterator[Removal]:
@@ -161,16 +159,28 @@ def _chosen(study: Study, scores: UnitScores, condition: Condition) -> Iterator[
     yield from (Removal("function", name, units) for name, units in pairs)
 
 
-def _controls(condition: Condition, chosen: Sequence[Removal]) -> Iterator[tuple[str, Removal]]:
-    """The names of random rows, and what each matches in number, layer by layer, and avoids."""
+def _controls(
+    condition: Condition, chosen: Sequence[Removal], resident: Chosen
+) -> Iterator[tuple[str, Chosen, Chosen | None]]:
+    """The names of random rows, what each matches in number layer by layer, and what it avoids.
+
+    One set of random units is the control of all functionalities if all have as many; it may hold
+    functional neurons, as any random set does. Else each has a control that avoids its own.
+    """
     if not condition.random or not chosen:
         return
     counts = [{layer: len(units) for layer, units in row.units.items()} for row in chosen]
     if all(count == counts[0] for count in counts):
-        alike = [chosen[draw % len(chosen)] for draw in range(condition.random)]
-        yield from ((f"random {draw + 1}", row) for draw, row in enumerate(alike))
+        avoided = None if condition.chosen == "activation" else resident
+        for draw in range(condition.random):
+            yield f"random {draw + 1}", chosen[0].units, avoided
     else:
-        yield from ((f"random like {row.name}", row) for row in chosen)
+        yield from ((control_name(row.name), row.units, row.units) for row in chosen)
+
+
+def control_name(function: str) -> str:
+    """The name of the random row that matches the units of one functionality."""
+    return f"random like {function}"
 
 
 def _functional(study: Study, scores: UnitScores, condition: Condition) -> list[Chosen]:

@@ -285,7 +285,7 @@ class Overlap(Result):
     pooled: OverlapMatrix
     """Over all layers together."""
     independent: float
-    """What two independent random sets would share: ``Settings.share``."""
+    """What two independent random sets would share: ``Settings.share`` after rounding down."""
     linkage: list[list[float]]
     """Average-linkage clustering of the functionalities by 1 - pooled overlap (scipy's form)."""
 
@@ -309,7 +309,7 @@ class Analysis(Result):
     command: str
     """How to make it again."""
     seconds: dict[str, float]
-    """Wall time of each step, as it was first done."""
+    """Wall time of each step, over all runs that it took."""
     peak_memory: int
     """Bytes that the process held at most."""
     model: ModelFacts

@@ -2,16 +2,18 @@
 
 A folder of rows has one ``.npy`` file for each column block (``neurons.mean_abs.prompt.003``), of
 shape ``samples units``, a ``rows.json`` that says what they are of, and for every writer a file
-that says which samples are done. Files are allocated sparse, rows are written where they belong
+that says which samples are done. Rows are written where they belong
 in any order, and several processes may write different samples at once. What is marked done was
 synced before: a killed writer does its last few batches again, and nothing else.
 """
 
+import errno
 import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from brickwork.brick.files import write_file
 from brickwork.errors import DataError
 
 _ABOUT = "rows.json"
+SECONDS_PER_CHECKPOINT = 20.0
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -96,6 +99,30 @@ class Rows:
         for file in self._files.values():
             file.flush()
         write_file(self.folder / f"done-{self.writer}.npy", _npy(self._written))
+
+    def fill(
+        self,
+        groups: Iterable[list[int]],
+        make: Callable[[list[int]], Mapping[str, Tensor]],
+        advance: Callable[[float], None],
+    ) -> None:
+        """Make and write the rows of all groups of samples, those that are done left out.
+
+        What is written is marked as done now and then, and when the work ends in any way that
+        leaves time for it.
+        """
+        done, synced = self.done, time.monotonic()
+        try:
+            for group in groups:
+                left = [i for i in group if not done[i]]
+                if left:
+                    self.write(left, make(left))
+                if time.monotonic() - synced > SECONDS_PER_CHECKPOINT:
+                    self.checkpoint()
+                    synced = time.monotonic()
+                advance(len(group))
+        finally:
+            self.checkpoint()
 
     def read(self, name: str) -> Float[Tensor, "samples units"]:
         """A block, mapped and not loaded: changing it changes nothing on disk.
@@ -171,17 +198,35 @@ def _require_same(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _allocate(path: Path, shape: tuple[int, int], dtype: str) -> None:
-    """A file of zeros that takes no space yet; of two processes that try, one succeeds."""
+    """A file of zeros; of two processes that try, one succeeds."""
     if path.exists():
         return
     part = path.with_name(f"{path.name}.{os.getpid()}")
-    np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
     try:
+        np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+        _reserve(part)
         os.link(part, path)
     except FileExistsError:
         pass  # another writer was first; its file is as good
     finally:
-        part.unlink()
+        part.unlink(missing_ok=True)
+
+
+def _reserve(path: Path) -> None:
+    """Take the space of a file now: a full disk would kill the process when a page is written."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise DataError(
+                    f"there is no space for {path.stat().st_size:,} bytes at {path.parent}; free "
+                    "some, or take fewer instances or float16 rows."
+                ) from None
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
+                raise
 
 
 def _npy(array: "np.ndarray[Any, Any]") -> bytes:

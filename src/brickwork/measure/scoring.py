@@ -1,12 +1,13 @@
 """From rows on disk to scores: every neuron, head and layer, for every functionality."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from jaxtyping import Float
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from brickwork.measure.activations import block_name
@@ -20,7 +21,13 @@ from brickwork.measure.functionality import (
     score_layer,
     selectivity,
 )
-from brickwork.measure.results import Agreement, Functionality, LayerScores, Units
+from brickwork.measure.results import (
+    Agreement,
+    Functionality,
+    LayerScores,
+    SourceControl,
+    Units,
+)
 from brickwork.measure.rows import Rows
 from brickwork.measure.sources import source_controls
 from brickwork.measure.study import Side, Study
@@ -32,6 +39,7 @@ _STATISTIC = {"neurons": "mean_abs", "heads": "output_norm", "layers": "change"}
 # Gradients are taken of so many times the evaluation instances of each functionality.
 _ATTRIBUTED = 3
 _REHEARSED_UNITS = 256
+_CONTROLS = TypeAdapter(list[SourceControl])
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +58,7 @@ def score_units(study: Study, rows: Rows, units: Units) -> Scored:
     with study.watch(f"scoring {units}", layers) as advance:
         for layer in range(layers):
             name, make = f"scores/{units}-{layer:03d}", partial(_score, study, rows, units, layer)
-            kept = study.kept(name, make=make)
+            kept = study.kept(name, rows.layout.dtype, make=make)
             summary = bytes(kept["summary"].tolist())
             scored.layers.append(LayerScores.model_validate_json(summary))
             scored.scores.append(kept["scores"])
@@ -70,11 +78,10 @@ def _score(study: Study, rows: Rows, units: Units, layer: int) -> dict[str, Tens
         activity, side.labels, study.functions,
         layer=layer, share=settings.share, draws=draws_of(study), resident=resident,
     )  # fmt: skip
-    summary = outcome.summary.model_dump_json().encode()
     return {
         "scores": outcome.scores.float(),
         "null_overlaps": outcome.null_overlaps,
-        "summary": torch.tensor(list(summary), dtype=torch.uint8),
+        "summary": _as_bytes(outcome.summary.model_dump_json()),
     }
 
 
@@ -115,20 +122,36 @@ def attribution_scores(study: Study, rows: Rows) -> list[Float[Tensor, "units fu
     ]
 
 
+def compare_sources(study: Study, rows: Rows) -> list[SourceControl]:
+    """The control by source; empty if the data names no source with two functionalities."""
+    side = study.localisation
+    sources = [instance.source for instance in side.instances]
+    layers = layers_of(study.loaded.model)
+
+    def make() -> dict[str, Tensor]:
+        with study.watch("comparing sources", layers) as advance:
+            activities = _activities(study, rows, advance)
+            found = source_controls(activities, side.labels, study.functions, sources)
+        return {"controls": _as_bytes(_CONTROLS.dump_json(found).decode())}
+
+    kept = study.kept("scores/sources", rows.layout.dtype, make=make)
+    return _CONTROLS.validate_json(bytes(kept["controls"].tolist()))
+
+
 def functionality_of(
-    study: Study, rows: Rows, scored: dict[Units, Scored], attributed: list[Tensor]
+    study: Study,
+    scored: dict[Units, Scored],
+    sources: list[SourceControl],
+    attributed: list[Tensor],
 ) -> Functionality:
     """All that is said about single units."""
     share, names = study.settings.share, study.functions
-    sources = [instance.source for instance in study.localisation.instances]
     pairs = zip(scored["neurons"].scores, attributed, strict=True)
     return Functionality(
         neurons=scored["neurons"].layers,
         heads=scored["heads"].layers,
         layers=scored["layers"].layers,
-        sources=source_controls(
-            _activities(study, rows), study.localisation.labels, names, sources
-        ),
+        sources=sources,
         attribution=[_agreement(n, a, b, share, names) for n, (a, b) in enumerate(pairs)],
         attribution_instances=len(attribution_side(study).sequences),
     )
@@ -158,20 +181,31 @@ def selectivities(study: Study, neurons: Scored) -> list[Float[Tensor, "units fu
 
 def rehearse_scoring(study: Study) -> float:
     """Seconds that scoring all neurons would take, from noise for a few."""
-    model, side = study.loaded.model, study.localisation
-    generator = study.generator("rehearsal")
-    activity = torch.rand(len(side.labels), _REHEARSED_UNITS, generator=generator)
-    draws = draws_of(study)
-    started = time.perf_counter()
-    score_layer(
-        activity, side.labels, study.functions,
-        layer=0, share=study.settings.share, draws=draws,
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
-    neurons = sum(unit_counts(model, n)["mlp.neurons"] for n in range(layers_of(model)))
-    return seconds * neurons / _REHEARSED_UNITS
+    side, layers = study.localisation, range(layers_of(study.loaded.model))
+    draws, generator = draws_of(study), study.generator("rehearsal")
+
+    def seconds(units: int) -> float:
+        activity = torch.rand(len(side.labels), units, generator=generator)
+        started = time.perf_counter()
+        share = study.settings.share
+        score_layer(activity, side.labels, study.functions, layer=0, share=share, draws=draws)
+        return time.perf_counter() - started
+
+    seconds(_REHEARSED_UNITS)  # the first is slower
+    few, more = seconds(_REHEARSED_UNITS), seconds(3 * _REHEARSED_UNITS)
+    each = max(more - few, 0) / (2 * _REHEARSED_UNITS)
+    neurons = sum(unit_counts(study.loaded.model, n)["mlp.neurons"] for n in layers)
+    return each * neurons + max(few - each * _REHEARSED_UNITS, 0) * len(layers)
 
 
-def _activities(study: Study, rows: Rows) -> Iterator[Float[Tensor, "samples neurons"]]:
+def _activities(
+    study: Study, rows: Rows, advance: Callable[[float], None]
+) -> Iterator[Float[Tensor, "samples neurons"]]:
     for layer in range(layers_of(study.loaded.model)):
         yield rows.read(block_name("neurons", layer, "mean_abs"))
+        advance(1)
+
+
+def _as_bytes(text: str) -> Tensor:
+    """A text that can lie among tensors."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)

@@ -52,7 +52,8 @@ class SparsityCounts:
             for indicator in INDICATORS:
                 values = indicator_of(h, routed, self._norms[layer], indicator)[tokens]
                 largest = values.amax(1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
-                step = (values / largest * STEPS).ceil_().to(torch.int64)
+                # No number is left to whoever looks at the losses; here it would be no step.
+                step = (values / largest * STEPS).nan_to_num_(0.0).ceil_().to(torch.int64)
                 counts = torch.bincount(step.flatten(), minlength=STEPS + 1).cpu()
                 counts[0] += silent  # neurons of experts that were not picked
                 self._counts[layer, indicator] += counts
@@ -131,8 +132,14 @@ def _masking(model: CausalModel, layer: int, indicator: Indicator, ratio: float)
 
 
 def _masking_any(ratio: float, generator: torch.Generator) -> NeuronTap:
+    on_device: dict[torch.device, torch.Generator] = {}
+
     def tap(h: Tensor, _routed: Routed | None) -> None:
-        h.mul_(torch.rand(h.shape, generator=generator).ge_(ratio).to(h.device, h.dtype))
+        if h.device not in on_device:  # numbers are drawn where they are needed
+            seed = int(torch.randint(2**62, (), generator=generator))
+            on_device[h.device] = torch.Generator(h.device).manual_seed(seed)
+        drawn = torch.rand(h.shape, generator=on_device[h.device], device=h.device)
+        h.mul_(drawn.ge_(ratio).to(h.dtype))
 
     return tap
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from brickwork.brick.files import json_bytes, tensor_bytes, write_file
+from brickwork.brick.files import json_bytes, read_json, tensor_bytes, write_file
+from brickwork.errors import BrickFormatError
 from brickwork.measure.instances import Instance, content_hash, encode_instances, split_instances
-from brickwork.measure.results import DataFacts, FunctionFacts, Settings
+from brickwork.measure.results import FORMAT, DataFacts, FunctionFacts, Settings
 from brickwork.model.load import LoadedModel
+from brickwork.model.parts import CausalModel
 from brickwork.model.train import Encoded
 
 # Shows a person how far a step is: what is being done and its number of parts in, a function to
@@ -67,15 +70,32 @@ class Study:
     peak_memory: int = 0
 
     @cached_property
-    def key(self) -> str:
-        """Says what the numbers depend on."""
+    def model_key(self) -> str:
+        """Says which model computes, with which code, and on what kind of device."""
+        config = {k: v for k, v in self.loaded.model.config.to_dict().items()
+                  if k != "_name_or_path"}  # fmt: skip
         return digest(
-            self.loaded.base.fingerprint.weights,
+            version("brickwork"),
+            str(FORMAT),
+            exact_hash(self.loaded.model),
+            json.dumps(config, sort_keys=True, default=str),
             str(self.loaded.dtype),
+            self.loaded.device.type,
+        )
+
+    def rows_key(self, side: Side) -> str:
+        """Says what the rows of some instances depend on."""
+        return digest(self.model_key, str([(s.ids, s.response_start) for s in side.sequences]))
+
+    @cached_property
+    def key(self) -> str:
+        """Says what all numbers depend on; the name of the data is no number."""
+        return digest(
+            self.rows_key(self.localisation),
+            self.rows_key(self.evaluation),
             self.settings.model_dump_json(),
-            self.facts.model_dump_json(),
+            self.facts.model_copy(update={"name": ""}).model_dump_json(),
             str([i.source for i in self.localisation.instances]),
-            str([s.ids for side in (self.localisation, self.evaluation) for s in side.sequences]),
         )
 
     def generator(self, *purpose: object) -> torch.Generator:
@@ -115,6 +135,16 @@ class Study:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, tensor_bytes(made))
         return made
+
+
+def exact_hash(model: CausalModel) -> str:
+    """The sha256 of all parameters, to the bit; a base's fingerprint rounds them."""
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        found.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())
+        content = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found.update(content.numpy().data)
+    return found.hexdigest()
 
 
 def digest(*parts: str) -> str:
@@ -191,8 +221,8 @@ def _function_facts(name: str, number: int, localisation: Side, evaluation: Side
 def _resume_account(study: Study) -> None:
     """Take over the times of an earlier run of the same analysis."""
     try:
-        account: dict[str, Any] = json.loads((study.folder / "steps.json").read_bytes())
-    except (FileNotFoundError, ValueError):
+        account: dict[str, Any] = read_json(study.folder, "steps.json")
+    except BrickFormatError:  # none, or none that can be used: times are told anew
         return
     if account.get("key") == study.key:
         study.seconds = account["seconds"]

@@ -14,12 +14,18 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from brickwork.errors import ConfigurationError
 from brickwork.model.ffn import FFN, Experts, ffn_of
 from brickwork.model.heads import heads_of
-from brickwork.model.parts import experts_row_of, ffn_row_of, part_of, role_path
+from brickwork.model.parts import (
+    CausalModel,
+    experts_row_of,
+    ffn_row_of,
+    find_module,
+    part_of,
+    role_path,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +60,7 @@ BlockTap = Callable[[Float[Tensor, "rows tokens hidden"], Tensor], Tensor | None
 
 @contextmanager
 def tapped(
-    model: PreTrainedModel,
+    model: CausalModel,
     *,
     neurons: Mapping[int, NeuronTap] | None = None,
     heads: Mapping[int, HeadTap] | None = None,
@@ -85,24 +91,46 @@ def tapped(
         yield
 
 
-def output_norms(model: PreTrainedModel, layer: int) -> Float[Tensor, " neurons"]:
-    """The length of every neuron's output column, in float32."""
-    ffn = ffn_of(model, layer)
+def output_norms(model: CausalModel, layer: int) -> Float[Tensor, " neurons"]:
+    """The length of what every neuron adds to the residual stream per activation, in float32.
+
+    That is the length of its output column. Where a norm follows (Gemma 2 and 3, OLMo 2), the
+    column goes through its gains; the norm's scale, one number for each token, is left out.
+    """
+    ffn, gains = ffn_of(model, layer), _gains(model, "norms.mlp_out", layer)
     parts = [ffn] if isinstance(ffn, FFN) else ffn.experts
-    return torch.cat([part.down.detach().float().norm(dim=0) for part in parts])
+    return torch.cat([(part.down.detach().float() * gains).norm(dim=0) for part in parts])
 
 
-def head_factors(model: PreTrainedModel, layer: int) -> Float[Tensor, "heads head_dim head_dim"]:
+def head_factors(model: CausalModel, layer: int) -> Float[Tensor, "heads head_dim head_dim"]:
     """For each head a matrix R such that |R z| is the length of what the head's value z adds.
 
-    R is the triangular factor of the head's columns of the output projection.
+    R is the triangular factor of the head's columns of the output projection, which go through
+    the gains of a norm that follows, as in ``output_norms``.
     """
     part, width = part_of(model, "attn.o", layer), heads_of(model.config, layer).head_dim
     weight = model.get_parameter(part.weight).detach().float()
     columns = weight if part.out_axis == 0 else weight.T  # hidden heads*head_dim
+    columns = columns * _gains(model, "norms.attn_out", layer)
     by_head = columns.unflatten(1, (-1, width)).permute(1, 0, 2)
     factors: Tensor = torch.linalg.qr(by_head, mode="r").R
     return factors
+
+
+@torch.no_grad()
+def _gains(model: CausalModel, role: str, layer: int) -> Float[Tensor, "hidden 1"]:
+    """What a norm multiplies each channel by, whatever its parameters mean; 1 without a norm."""
+    weight = next(model.parameters())
+    hidden = model.config.get_text_config().hidden_size
+    norm = find_module(model, role_path(model, role, layer))
+    ones = torch.ones(hidden, 1, device=weight.device)
+    if norm is None:
+        return ones
+    # Of mean 0 and of length 1 per channel, so that only the gains are left.
+    signs = ones.squeeze(1)
+    signs[1::2] = -1
+    gains: Tensor = norm(signs.to(weight.dtype)).float() * signs
+    return gains.unsqueeze(1)
 
 
 def _neuron_hook(tap: NeuronTap) -> Callable[..., Any]:
@@ -136,7 +164,7 @@ def _block_hook(tap: BlockTap) -> Callable[..., Any]:
 
 
 @contextmanager
-def _tapped_experts(model: PreTrainedModel, layer: int, tap: NeuronTap) -> Iterator[None]:
+def _tapped_experts(model: CausalModel, layer: int, tap: NeuronTap) -> Iterator[None]:
     """Compute a layer's experts by our own loop, which stops between activation and output."""
     ffn = ffn_of(model, layer)
     assert isinstance(ffn, Experts)
