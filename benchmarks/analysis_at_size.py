@@ -3,11 +3,11 @@
     python -m benchmarks.analysis_at_size [--per-function 24] [--longest 160] [--json FILE]
 
 Two models of the shape of Llama 3 8B (hidden 4096, FFN 14336, 32 heads over 8, vocabulary 128,256;
-float32, random weights) with one and with two layers go through the whole analysis on the shortest
-instances of three functionalities of the packaged probe set. What a further layer took is the measured rate; it gives what
-32 layers would take, and the estimate of ``--dry-run``, which sees the configuration alone, is
-compared with that. Disk is what the rows took, against what was stated; memory is the peak of the
-process.
+bfloat16, random weights) with one and with two layers go through the whole analysis on the
+shortest instances of two functionalities of the packaged probe set. What a further layer took is
+the measured rate; it gives what 32 layers would take, and the estimate of ``--dry-run``, which sees
+the configuration alone, is compared with that. Disk is what the rows took, against what was stated;
+memory is the peak of the process.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from brickwork.measure.analysis import analyze_study
 from brickwork.measure.estimate import estimate
@@ -28,7 +28,7 @@ from brickwork.model.load import LoadedModel, load_model, wrap_model
 from brickwork.reference.paths import model_folder
 from brickwork.reference.probe import probe_instances
 
-LAYERS, FUNCTIONS, EVALUATION = 32, 3, 4
+LAYERS, FUNCTIONS, EVALUATION = 32, 2, 4
 
 
 def config(layers: int) -> LlamaConfig:
@@ -43,8 +43,8 @@ def llama(layers: int, words: Any, *, weights: bool) -> LoadedModel:
     """The model with random weights, or its outline; the tokenizer is the reference model's."""
     torch.manual_seed(0)
     with torch.device("cpu" if weights else "meta"):
-        model = LlamaForCausalLM(config(layers)).eval()
-    return wrap_model(model, words, f"llama-3-8b-{layers}-layers")
+        model: Any = AutoModelForCausalLM.from_config(config(layers), dtype=torch.bfloat16)
+    return wrap_model(model.eval(), words, f"llama-3-8b-{layers}-layers")
 
 
 def study_of(loaded: LoadedModel, options: argparse.Namespace, folder: Path) -> Study:

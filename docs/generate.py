@@ -31,8 +31,9 @@ Beside it lies `scores.safetensors` with the scores of all units, for each layer
 | `layers.N.attn.heads.activation` | heads functions | functionality scores of the heads |
 
 Functions are in the order of `data.functions`. The folders `rows` and `attributions` hold the
-activations themselves (memory-mapped `.npy`, one row for each localisation instance), `kept` what
-a second run takes up; all three can be deleted when the analysis is done."""
+activations and attributions themselves (memory-mapped `.npy`, one row for each localisation
+instance, or for those that gradients were taken of), `kept` what a second run takes up; all three
+can be deleted when the analysis is done."""
 FAMILIES = (
     "Linear maps, norms and blocks are found in any decoder model; for these families every role "
     "has a name."
