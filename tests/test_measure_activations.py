@@ -209,3 +209,20 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path: P
     with pytest.raises(DataError, match="the rows need 8,000,000,000,000,000 bytes"):
         open_rows(tmp_path / "rows", Layout("a", 10**9, {"x": 2 * 10**6}))
     assert not list((tmp_path / "rows").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(np.zeros((3, 9), np.float32), r"of shape \(3, 9\), not float32 of shape \(3, 2\)"),
+     (None, "cannot be read")],
+)  # fmt: skip
+def test_damaged_rows_are_named(tmp_path: Path, content: "np.ndarray | None", message: str) -> None:
+    rows = open_rows(tmp_path, Layout("a", 3, {"x": 2}))
+    rows.write([0, 1, 2], {"x": torch.ones(3, 2)})
+    rows.checkpoint()
+    if content is None:
+        (tmp_path / "x.npy").write_bytes(b"no array")
+    else:
+        np.save(tmp_path / "x.npy", content)
+    with pytest.raises(DataError, match=message):
+        open_rows(tmp_path, Layout("a", 3, {"x": 2})).read("x")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -136,15 +136,25 @@ class Rows:
                 f"{missing:,} of {self.layout.samples:,} rows in {self.folder} are not there yet; "
                 "run the other shards, or the same command again without a shard."
             )
-        return torch.from_numpy(np.load(self._path(name), mmap_mode="c", allow_pickle=False))
+        return torch.from_numpy(self._open(name, "c"))
 
     def _map(self, name: str) -> "np.memmap[Any, Any]":
         if name not in self._files:
-            self._files[name] = np.load(self._path(name), mmap_mode="r+", allow_pickle=False)
+            self._files[name] = self._open(name, "r+")
         return self._files[name]
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
+    def _open(self, name: str, mode: Literal["c", "r+"]) -> "np.memmap[Any, Any]":
+        path, shape = self.folder / f"{name}.npy", (self.layout.samples, self.layout.blocks[name])
+        try:
+            found: np.memmap[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}); remove {self.folder}.") from None
+        if found.shape != shape or found.dtype != np.dtype(self.layout.dtype):
+            raise DataError(
+                f"{path} holds {found.dtype} of shape {found.shape}, not {self.layout.dtype} of "
+                f"shape {shape}; it is damaged: remove {self.folder}."
+            )
+        return found
 
     def _read_done(self, file: Path) -> "np.ndarray[Any, Any]":
         if not file.exists():
