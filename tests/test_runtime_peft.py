@@ -33,8 +33,9 @@ PROMPTS = random_prompts([6, 9, 2], seed=4)
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    # float32: PEFT, a merged weight and we add the same numbers in other orders.
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # float32: PEFT, a merged weight and we add the same numbers in other orders, and how they are
+    # added depends on the processor: on one, a logit of 672 differs by 1.08e-5, of logits up to 3.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
