@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from brickwork.brick.durable import sync_folder
 from brickwork.errors import BrickFormatError
 
 _JSON_LIMIT = 8 << 20
@@ -86,26 +87,12 @@ def write_folder(files: Mapping[str, bytes], folder: Path) -> None:
         new.mkdir()
         for name, content in files.items():
             _write_durably(new / name, content)
-        _sync(new)
+        sync_folder(new)
         _exchange(new, folder, old)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     finally:
         if not os.path.lexists(old) or os.path.lexists(folder):
             shutil.rmtree(workshop, ignore_errors=True)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write one file in place of an old one: a killed process leaves the old one or the new."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _exchange(new: Path, folder: Path, old: Path) -> None:
@@ -124,16 +111,6 @@ def _write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make the folder's entries durable; Windows cannot and need not."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _content(folder: Path, name: str, *, short: bool) -> bytes:

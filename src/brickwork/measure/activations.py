@@ -151,14 +151,12 @@ class _Recorder:
         """The rows of a batch."""
         device = next(self.model.parameters()).device
         ids = pack(batch, pad=0, prompt_weight=0.0).ids
-        self.shares = {part: _shares(batch, ids.shape[1], part).to(device) for part in self.parts}
+        self.shares = {
+            part: part_shares(batch, ids.shape[1], part).to(device) for part in self.wanted.parts
+        }
         self.rows = {}
         self.model.base_model(input_ids=ids.to(device), use_cache=False)
         return self.rows
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return self.wanted.parts
 
     def _neurons(self, layer: int) -> NeuronTap:
         neurons = unit_counts(self.model, layer)["mlp.neurons"]
@@ -196,11 +194,6 @@ class _Recorder:
         return tap
 
 
-def prompt_shares(batch: Sequence[Encoded], tokens: int) -> Float[Tensor, "rows tokens"]:
-    """The share of every token in the mean over its row's prompt; 0 outside of it."""
-    return _shares(batch, tokens, "prompt")
-
-
 def pooled_neurons(
     values: Float[Tensor, "positions active"],
     routed: Routed | None,
@@ -223,7 +216,8 @@ def pooled_neurons(
     return _pooled_experts(values, routed, shares, largest, neurons)
 
 
-def _shares(batch: Sequence[Encoded], tokens: int, part: Part) -> Float[Tensor, "rows tokens"]:
+def part_shares(batch: Sequence[Encoded], tokens: int, part: Part) -> Float[Tensor, "rows tokens"]:
+    """The share of every token in the mean over its row's part; 0 outside of it."""
     shares = torch.zeros(len(batch), tokens)
     for row, sequence in enumerate(batch):
         start, end = sequence.response_start, len(sequence.ids)

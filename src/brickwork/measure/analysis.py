@@ -8,7 +8,8 @@ from importlib.metadata import version
 
 import torch
 
-from brickwork.brick.files import tensor_bytes, write_file
+from brickwork.brick.durable import write_file
+from brickwork.brick.files import tensor_bytes
 from brickwork.measure.activations import Wanted, collect, layout_of
 from brickwork.measure.attribution import attribute, attribution_layout
 from brickwork.measure.findings import findings
@@ -16,7 +17,7 @@ from brickwork.measure.masking import mask_curves
 from brickwork.measure.overlap import find_overlap
 from brickwork.measure.passes import Passes
 from brickwork.measure.perturbation import UnitScores, perturb
-from brickwork.measure.results import FORMAT, Analysis, ModelFacts, Units
+from brickwork.measure.results import FILE, FORMAT, Analysis, ModelFacts, Units
 from brickwork.measure.rows import Rows, open_rows
 from brickwork.measure.scoring import (
     Scored,
@@ -31,7 +32,7 @@ from brickwork.measure.study import Study
 from brickwork.model.parts import layers_of
 from brickwork.model.units import unit_counts
 
-RESULT, SCORES = "analysis.json", "scores.safetensors"
+SCORES = "scores.safetensors"
 _UNITS: tuple[Units, ...] = ("neurons", "heads", "layers")
 
 
@@ -90,7 +91,7 @@ def analyze_study(study: Study, *, command: str, dtype: str = "float32") -> Anal
         perturbation=perturbation, overlap=overlap,
         findings=findings(sparsity, functionality, perturbation, overlap),
     )  # fmt: skip
-    write_file(study.folder / RESULT, (analysis.model_dump_json(indent=1) + "\n").encode())
+    write_file(study.folder / FILE, (analysis.model_dump_json(indent=1) + "\n").encode())
     return analysis
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from brickwork.measure.activations import block_name, pooled_neurons, prompt_shares
+from brickwork.measure.activations import block_name, part_shares, pooled_neurons
 from brickwork.measure.perplexity import token_losses
 from brickwork.measure.rows import Layout, Rows
 from brickwork.model.load import LoadedModel
@@ -87,7 +87,7 @@ def _rows(model: CausalModel, batch: Sequence[Encoded]) -> dict[str, Tensor]:
         nats, answers = token_losses(model, batch, whole=False)
     loss = (nats / answers.sum(1, keepdim=True)).sum()
     gradients = torch.autograd.grad(loss, [seen[n][0] for n in layers])
-    shares = prompt_shares(batch, nats.shape[1] + 1).to(nats.device)
+    shares = part_shares(batch, nats.shape[1] + 1, "prompt").to(nats.device)
     rows = {}
     for layer, gradient in zip(layers, gradients, strict=True):
         h, routed = seen[layer]

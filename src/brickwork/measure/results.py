@@ -17,6 +17,7 @@ Scope = Literal["layer", "model"]
 RowKind = Literal["function", "random", "resident", "layer"]
 Verdict = Literal["holds", "holds in part", "does not hold", "not measured"]
 FORMAT = 1
+FILE = "analysis.json"
 
 
 class Result(BaseModel):

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from brickwork.brick.files import write_file
+from brickwork.brick.durable import write_file
 from brickwork.errors import DataError
 
 _ABOUT = "rows.json"

@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from brickwork.brick.files import json_bytes, read_json, tensor_bytes, write_file
+from brickwork.brick.durable import write_file
+from brickwork.brick.files import json_bytes, read_json, tensor_bytes
 from brickwork.errors import BrickFormatError
 from brickwork.measure.instances import Instance, content_hash, encode_instances, split_instances
 from brickwork.measure.results import FORMAT, DataFacts, FunctionFacts, Settings

@@ -1,7 +1,6 @@
 """The report: every figure as a file, and one HTML page that needs nothing else."""
 
 import base64
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from brickwork.brick.durable import write_file
 from brickwork.measure.results import Analysis
 from brickwork.report import words
 from brickwork.report.figures import FIGURES, FigureRow
@@ -67,7 +67,10 @@ def write_report(analysis: Analysis, folder: Path) -> list[Path]:
     for plate in (plate for _, plates in sections for plate in plates):
         contents[f"{FIGURE_FOLDER}/{plate.name}.svg"] = plate.svg
         contents[f"{FIGURE_FOLDER}/{plate.name}.png"] = plate.png
-    written = [_write(folder / name, content) for name, content in contents.items()]
+    (folder / FIGURE_FOLDER).mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_file(folder / name, content)
+    written = [folder / name for name in contents]
     for form in ("svg", "png"):
         for old in set((folder / FIGURE_FOLDER).glob(f"*.{form}")) - set(written):
             old.unlink()
@@ -140,14 +143,3 @@ def _facts(analysis: Analysis) -> Mapping[str, Any]:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60] or "figure"
-
-
-def _write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

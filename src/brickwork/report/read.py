@@ -8,9 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from brickwork.errors import DataError, listed
-from brickwork.measure.results import FORMAT, Analysis, Overlap, OverlapMatrix
-
-FILE = "analysis.json"
+from brickwork.measure.results import FILE, FORMAT, Analysis, Overlap, OverlapMatrix
 
 
 def read_analysis(folder: Path) -> Analysis:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from brickwork.brick.durable import sync_folder
 from brickwork.brick.spec import BrickSpec
 from brickwork.errors import BrickFormatError, StoreError
 from brickwork.store.catalog import FOLDERS
@@ -94,7 +95,7 @@ class Objects:
             place.parent.mkdir(parents=True, exist_ok=True)
             fresh.rename(place)
             for folder in (place.parent, self._objects, self._objects.parent):
-                _sync(folder)
+                sync_folder(folder)
         except OSError as error:
             raise _as_store_error(error) from error
 
@@ -103,7 +104,7 @@ class Objects:
         try:
             self._temp.mkdir(exist_ok=True)
             marker = Path(tempfile.mkdtemp(prefix=f"{content}-", dir=self._temp))
-            _sync(self._temp)
+            sync_folder(self._temp)
         except OSError as error:
             raise _as_store_error(error) from error
         return marker
@@ -122,7 +123,7 @@ class Objects:
         place = self.path(content_of(marker))
         if not keep and place.exists():
             place.rename(aside / "collected")
-            _sync(place.parent)
+            sync_folder(place.parent)
         return aside
 
     def markers(self, moment: float) -> list[Path]:
@@ -224,17 +225,6 @@ def _same_files(one: Path, other: Path) -> bool:
         return False
     _, different, unreadable = filecmp.cmpfiles(one, other, names, shallow=False)
     return not different and not unreadable
-
-
-def _sync(folder: Path) -> None:
-    """Make renames inside the folder outlast a power failure."""
-    if os.name == "nt":
-        return  # Windows cannot open a folder; NTFS keeps a journal of renames
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _as_store_error(error: Exception) -> Exception:
