@@ -14,8 +14,9 @@ from brickwork.brick.spec import BrickSpec
 FORMS = tuple(forms())
 # An effect that takes a weight is nothing at weight 0, so its tensors can be nothing too.
 FORMS_WITH_NEUTRAL = tuple(name for name in FORMS if EFFECTS[find_form(name).effect].weighted)
-_OPTIONS: dict[str, dict[str, Any]] = {"lora": {"alpha": 8.0}}
+_OPTIONS: dict[str, dict[str, Any]] = {"lora": {"alpha": 8.0}, "router": {"density": 0.5}}
 _FREE_LENGTHS = (1, 5)
+_FIXED_LENGTHS = {"one": 1}
 
 
 def random_brick(
@@ -41,14 +42,34 @@ def random_brick(
         free: dict[str, int] = {}
         for axis in dict.fromkeys(axis for axes in schema.values() for axis in axes):
             lengths = shared if axis in row.shared else free
-            lengths.setdefault(axis, _number(*_FREE_LENGTHS, generator))
+            length = _FIXED_LENGTHS.get(axis) or _number(*_FREE_LENGTHS, generator)
+            lengths.setdefault(axis, length)
         lengths = {**free, **shared, **site.sizes}
         for slot, axes in schema.items():
-            values = torch.randn([lengths[axis] for axis in axes], generator=generator)
+            size = [lengths[axis] for axis in axes]
+            values = _special_values(slot, size, lengths, generator)
+            if values is None:
+                values = torch.randn(size, generator=generator)
             tensors[f"{site.path}/{slot}"] = values.to(dtype)
     fields = {"name": f"random-{row.name}", "options": _OPTIONS.get(row.name, {}), **spec}
     paths = tuple(site.path for site in chosen)
     return Brick(BrickSpec(form=row.name, base=base.fingerprint, sites=paths, **fields), tensors)
+
+
+def _special_values(
+    slot: str, size: list[int], lengths: dict[str, int], generator: torch.Generator
+) -> Tensor | None:
+    """Random values of a slot that cannot have any value."""
+    if slot == "keep":
+        return torch.randint(2, size, generator=generator).float()
+    if slot == "confidence":
+        return torch.rand(size, generator=generator)
+    if slot == "owner":  # every group has a neuron, and some may be shared
+        order = torch.arange(size[0]) % (lengths["groups"] + 1) - 1
+        return order.roll(-1)[torch.randperm(size[0], generator=generator)].float()
+    if slot == "quantiles":
+        return torch.rand(size, generator=generator).sort().values
+    return None
 
 
 def neutral_brick(
@@ -64,6 +85,7 @@ def neutral_brick(
         "add": ("B", 0.0),
         "scale": ("factor_out factor_in", 1.0),
         "shift": ("bias vector", 0.0),
+        "skip": ("share", 0.0),
     }
     slots, value = still[effect]
     return Brick(

@@ -224,7 +224,8 @@ def test_refuses_another_architecture(form: str) -> None:
         require_fit(brick(form), Base(other, base.sites))
 
 
-@every_form
+# A skip or an exit holds one number, whatever the base's sizes.
+@pytest.mark.parametrize("form", [name for name in FORMS if name not in {"skip", "exit"}])
 def test_refuses_shapes_that_differ_from_the_site(form: str) -> None:
     one, wide = brick(form), paper_base(hidden=12, kv_heads=2)
     same_name = Base(BASE.fingerprint, wide.sites)
@@ -282,3 +283,35 @@ def test_weights_that_were_not_hashed_alike_are_not_called_different_twice(form:
     found = misfits(brick(form), paper_base(layers=3, weights="weights-2"))
     assert "the base's parameters have other names or shapes" in found
     assert not any("weights differ" in reason for reason in found)
+
+
+@pytest.mark.parametrize(
+    ("form", "slot", "values", "reason"),
+    [
+        ("mask", "keep", [0.5], "a mask holds 0 and 1 alone"),
+        ("exit", "confidence", [1.5], "a confidence is from 0 to 1, not \\[1.5"),
+        ("skip", "share", [0.0, 1.0], "holds 2 numbers, a skip needs one"),
+    ],
+)
+def test_refuses_values_that_have_no_meaning(
+    form: str, slot: str, values: list[float], reason: str
+) -> None:
+    one = brick(form)
+    name = min(one.tensors)
+    assert name.endswith(f"/{slot}")
+    wrong = torch.tensor(values).repeat(len(one.tensors[name]) // len(values) or 1)
+    (found,) = problems(Brick(one.spec, {**one.tensors, name: wrong}))
+    assert re.search(reason, found)
+
+
+def test_refuses_a_router_whose_owners_are_no_groups() -> None:
+    site = "model.layers.0.mlp.down_proj"
+    spec = brick("router", sites=[site]).spec
+    weight = torch.zeros(3, 8)
+    for owner, reason in (
+        ([3.0], "names groups 0 to 2"),
+        ([0.5], "names groups 0 to 2"),
+        ([1.0], "group 0 has no neurons"),
+    ):
+        tensors = {f"{site}/owner": torch.tensor(owner * 24), f"{site}/weight": weight}
+        assert [p for p in problems(Brick(spec, tensors)) if reason in p]

@@ -70,7 +70,7 @@ def test_equal_bricks_give_equal_files_whatever_the_order_of_their_tensors(form:
     assert brick_files(turned) == brick_files(one)
 
 
-@every_form
+@pytest.mark.parametrize("form", [name for name in FORMS if not find_form(name).check])
 def test_negative_zero_and_the_smallest_numbers_survive(form: str, tmp_path: Path) -> None:
     one = brick(form)
     tiny = {name: torch.full_like(t, 1e-45).neg() * 0.5 for name, t in one.tensors.items()}
@@ -271,8 +271,8 @@ def test_a_changed_description_is_noticed(field: str, value: Any, written: Path)
 def test_a_changed_weight_is_noticed(written: Path) -> None:
     path = next(written.glob("*.safetensors"))
     tensors = safetensors.load_file(path)
-    name = min(tensors)
-    tensors[name].view(-1)[0] += 1
+    first = tensors[max(tensors)].view(-1)[:1]
+    first.copy_(1 - first)  # a mask's other value, too
     safetensors.save_file(tensors, path)
     with pytest.raises(BrickFormatError, match=r"has changed since it was written \(hash"):
         read_brick(written)

@@ -9,7 +9,19 @@ import torch
 from brickwork.brick import effects, forms
 from brickwork.brick.brick import Brick
 from brickwork.brick.check import problems, require_fit, require_weight
-from brickwork.brick.effects import EFFECTS, Add, Effect, Embed, Prefix, Scale, Shift
+from brickwork.brick.effects import (
+    EFFECTS,
+    Add,
+    Effect,
+    Embed,
+    Exit,
+    Mask,
+    Prefix,
+    Route,
+    Scale,
+    Shift,
+    Skip,
+)
 from brickwork.brick.forms import Form, effects_of, find_form, load_target
 from brickwork.brick.peft import to_peft
 from brickwork.errors import BrickFormatError, UnknownNameError
@@ -58,7 +70,8 @@ def test_every_tensor_becomes_part_of_an_effect_of_the_row(name: str) -> None:
     used = {
         value.data_ptr()
         for effect in found
-        for value in vars(effect).values()
+        for field in vars(effect).values()
+        for value in (field.values() if isinstance(field, dict) else [field])
         if isinstance(value, torch.Tensor)
     }
     assert used == {tensor.data_ptr() for tensor in brick.tensors.values()}
@@ -70,6 +83,8 @@ def change_of(effect: Effect) -> float:
         return float((effect.scaling * effect.B @ effect.A).abs().max())
     if isinstance(effect, Scale):
         return float((effect.factor - 1).abs().max())
+    if isinstance(effect, Skip):
+        return float(effect.share.abs())
     assert isinstance(effect, Shift)
     return float(effect.vector.abs().max())
 
@@ -82,8 +97,9 @@ def test_a_neutral_brick_is_made_of_effects_that_do_nothing(name: str) -> None:
     assert all(change_of(effect) > 0 for effect in effects_of(other))
 
 
-def test_a_weight_has_a_meaning_for_all_forms_but_prompt_and_prefix() -> None:
-    assert set(FORMS) - set(FORMS_WITH_NEUTRAL) == {"prompt", "prefix"}
+def test_a_weight_has_a_meaning_for_all_forms_but_those_that_act_as_a_whole() -> None:
+    whole = {"prompt", "prefix", "mask", "exit", "router"}
+    assert set(FORMS) - set(FORMS_WITH_NEUTRAL) == whole
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -169,7 +185,7 @@ def test_a_form_that_no_code_runs_is_stored_and_checked_but_refused_when_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        _add_row(patch, target="", effect="mask")
+        _add_row(patch, target="", effect="insert")
         brick = random_brick("stored", BASE, generator())
         assert problems(brick) == []
         with pytest.raises(BrickFormatError, match="can be stored and checked but not run"):
@@ -185,7 +201,7 @@ def test_two_packages_cannot_define_one_form(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_effect_of_the_union_has_a_row() -> None:
-    union = {Add, Scale, Shift, Prefix, Embed}
+    union = {Add, Scale, Shift, Prefix, Embed, Mask, Skip, Exit, Route}
     assert union == {row.primitive for row in EFFECTS.values()} - {None}
     assert union == set(effects.Effect.__args__)
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SiteKind = Literal["linear", "norm", "embedding", "attention", "block"]
+SiteKind = Literal["linear", "norm", "embedding", "attention", "block", "experts"]
 
 
 class Fingerprint(BaseModel):
@@ -35,7 +35,8 @@ class Site:
         address: the same place in words that all families share, ``layers.0.attn.q``.
         kind: what can be plugged here.
         sizes: named axis lengths: ``in`` and ``out`` for a linear map, ``out`` for a norm,
-            ``hidden`` for a block or embedding, ``kv_heads`` and ``head_dim`` for attention.
+            ``hidden`` for a block or embedding, ``kv_heads`` and ``head_dim`` for attention,
+            ``in`` for experts: their neurons, all experts one after the other.
         layer: number of the decoder block, None outside the blocks.
     """
 

@@ -33,7 +33,10 @@ class Brick:
             # JSON, so that no name can look like the end of one tensor and the start of another.
             header = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
             digest.update(canonical_json(header).encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            flat = tensor.reshape(-1)
+            if flat.stride() != (1,):  # a single number may have any stride and be contiguous
+                flat = flat.clone(memory_format=torch.contiguous_format)
+            digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @property

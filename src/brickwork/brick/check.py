@@ -43,6 +43,8 @@ def _problems(brick: Brick) -> list[str]:
         found += _slot_problems(site, _shapes(slots), form, shared)
     for name, tensor in brick.tensors.items():
         found += _value_problems(name, tensor)
+    if not found and form.check:
+        found += load_target(form.check)(brick)
     return found or kept_problems(brick)
 
 
@@ -173,6 +175,8 @@ def _slot_problems(
             known = shared if axis in form.shared else local
             if size < 1:
                 found.append(f"{site}/{slot}: the axis {axis} is empty")
+            elif axis == "one" and size != 1:
+                found.append(f"{site}/{slot}: holds {size} numbers, a {form.name} needs one")
             elif known.setdefault(axis, size) != size:
                 found.append(f"{site}/{slot}: {axis} is {size}, elsewhere {known[axis]}")
     return found

@@ -56,7 +56,50 @@ class Embed:
     vectors: Float[Tensor, "tokens hidden"]
 
 
-Effect = Add | Scale | Shift | Prefix | Embed
+@dataclass(frozen=True)
+class Mask:
+    """Inputs of a linear map, or neurons of experts, that are kept (1) or silent (0).
+
+    Where several masks of a row name one site, what any of them keeps is kept.
+    """
+
+    site: str
+    keep: Float[Tensor, " in"]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """This share, times the weight, of what a block does is left out; 1 leaves the block out."""
+
+    site: str
+    share: Float[Tensor, " one"]
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A token leaves after this block if the likeliest next one has at least this probability."""
+
+    site: str
+    confidence: Float[Tensor, " one"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Neurons of an FFN that are chosen by its input; the site is its output projection.
+
+    Attributes:
+        tensors: the slots of one kind of router, by name.
+        density: share of the neurons that are kept.
+        level: whether every token has its own, or the whole prompt one choice.
+    """
+
+    site: str
+    tensors: Mapping[str, Tensor]
+    density: float
+    level: Literal["token", "prompt"]
+
+
+Effect = Add | Scale | Shift | Prefix | Embed | Mask | Skip | Exit | Route
 
 
 @dataclass(frozen=True)
@@ -76,7 +119,10 @@ EFFECTS: Mapping[str, EffectRow] = {
     "shift": EffectRow("vector added to an output", True, Shift),
     "prefix": EffectRow("keys and values before those of the context", False, Prefix),
     "embed": EffectRow("input vectors before those of the prompt", False, Embed),
-    "mask": EffectRow("units of the base switched off", False, None),
+    "mask": EffectRow("units of the base switched off", False, Mask),
+    "skip": EffectRow("blocks left out, whole or in part", True, Skip),
+    "exit": EffectRow("tokens that leave before the last block", False, Exit),
+    "route": EffectRow("units chosen for each token or prompt", False, Route),
     "replace": EffectRow("weights or a module of the base exchanged", False, None),
     "insert": EffectRow("a block added between blocks", False, None),
 }

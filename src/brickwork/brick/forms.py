@@ -40,6 +40,8 @@ class Form:
         source: the paper.
         shared: axes that have one length in the whole brick.
         spread: how many of the base's sites of its kinds it takes: any, exactly one, or all.
+        check: ``"module:function"`` that lists what is wrong with a brick's values, if their
+            shapes are right; empty if any values are.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Form:
     source: str
     shared: frozenset[str] = field(default=frozenset())
     spread: Literal["any", "one", "all"] = "any"
+    check: str = ""
 
 
 _KEY_VALUE = ("kv_heads", "tokens", "head_dim")
@@ -95,6 +98,38 @@ _ROWS = (
         "PREFIX_TUNING", "Li and Liang 2021, arXiv:2101.00190",
         # PEFT keeps one matrix, so all layers must agree in these.
         frozenset(_KEY_VALUE), spread="all",
+    ),
+    Form(
+        "mask", "neurons, groups and heads of the base that are kept", "mask",
+        ("linear", "experts"), ({"keep": ("in",)},),
+        "brickwork.brick.selection:mask_effects", "brickwork.brick.vectors:NoOptions", "",
+        "Xiao et al. 2024, arXiv:2409.02877, 4.5",
+        check="brickwork.brick.selection:mask_problems",
+    ),
+    Form(
+        "skip", "blocks that are left out", "skip", ("block",), ({"share": ("one",)},),
+        "brickwork.brick.selection:skip_effects", "brickwork.brick.vectors:NoOptions", "",
+        "Gromov et al. 2024, arXiv:2403.17887; ShortGPT: Men et al. 2024, arXiv:2403.03853",
+    ),
+    Form(
+        "exit", "blocks after which a sure token leaves", "exit", ("block",),
+        ({"confidence": ("one",)},),
+        "brickwork.brick.selection:exit_effects", "brickwork.brick.vectors:NoOptions", "",
+        "CALM: Schuster et al. 2022, arXiv:2207.07061",
+        check="brickwork.brick.selection:exit_problems",
+    ),
+    Form(
+        "router", "a router that chooses neurons for each token", "route", ("linear",),
+        (
+            {"quantiles": ("levels",)},
+            {"magnitude": ("in",)},
+            {"owner": ("in",), "weight": ("groups", "out")},
+            {"owner": ("in",), "first": ("width", "out"), "second": ("groups", "width")},
+        ),
+        "brickwork.brick.selection:router_effects", "brickwork.brick.selection:RouterOptions", "",
+        "MoEfication: Zhang et al. 2021, arXiv:2110.01786; CATS: Lee et al. 2024, "
+        "arXiv:2404.08763; GRIFFIN: Dong et al. 2024, arXiv:2404.01365",
+        check="brickwork.brick.selection:router_problems",
     ),
 )  # fmt: skip
 

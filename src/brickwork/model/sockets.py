@@ -15,6 +15,7 @@ from brickwork.brick.base import Site
 from brickwork.model.architecture import architectures
 from brickwork.model.heads import heads_of
 from brickwork.model.parts import layers_of, path_of
+from brickwork.model.units import unit_counts
 
 
 def sites_of(model: PreTrainedModel) -> dict[str, Site]:
@@ -36,6 +37,9 @@ def sites_of(model: PreTrainedModel) -> dict[str, Site]:
             heads = heads_of(model.config, layer)
             sizes = {"kv_heads": heads.kv_heads, "head_dim": heads.head_dim}
             sites[path] = Site(path, address, "attention", sizes, layer)
+        elif role == "mlp.experts" and layer is not None:
+            sizes = {"in": unit_counts(model, layer)["mlp.neurons"]}
+            sites[path] = Site(path, address, "experts", sizes, layer)
         elif role == "block":
             sizes = {"hidden": model.config.get_text_config().hidden_size}
             sites[path] = Site(path, address, "block", sizes, layer)
