@@ -21,6 +21,7 @@ from brickwork.report.style import png_bytes, svg_bytes
 from brickwork.report.tables import TABLES
 
 PAGE, FIGURE_FOLDER = "report.html", "figures"
+_TEMPLATE = "report.html.j2"
 _LARGEST_SVG = 300_000  # bytes; a larger figure goes into the page as PNG
 _OPEN_ROWS = 30  # a longer table is folded at first
 
@@ -63,16 +64,37 @@ def write_report(analysis: Analysis, folder: Path) -> list[Path]:
         folder: made if it is missing. Figures go to ``figures`` in it, as SVG and as PNG.
     """
     sections = [(row, list(draw_row(row, analysis))) for row in FIGURES]
-    contents = {PAGE: render_page(analysis, sections).encode()}
-    for plate in (plate for _, plates in sections for plate in plates):
-        contents[f"{FIGURE_FOLDER}/{plate.name}.svg"] = plate.svg
-        contents[f"{FIGURE_FOLDER}/{plate.name}.png"] = plate.png
-    (folder / FIGURE_FOLDER).mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        write_file(folder / name, content)
+    plates = [plate for _, drawn in sections for plate in drawn]
+    return write_page(folder, PAGE, content=render_page(analysis, sections), plates=plates)
+
+
+def write_page(
+    folder: Path,
+    page: str,
+    *,
+    content: str,
+    plates: Sequence[Plate],
+    figures: str = FIGURE_FOLDER,
+) -> list[Path]:
+    """Write a page and its figures, delete other figures of the same place, and return the paths.
+
+    Args:
+        folder: made if it is missing.
+        page: the page's file name.
+        content: the page.
+        plates: what is drawn on it.
+        figures: the folder in it that holds this page's figures and no other page's.
+    """
+    contents = {page: content.encode()}
+    for plate in plates:
+        contents[f"{figures}/{plate.name}.svg"] = plate.svg
+        contents[f"{figures}/{plate.name}.png"] = plate.png
+    (folder / figures).mkdir(parents=True, exist_ok=True)
+    for name, data in contents.items():
+        write_file(folder / name, data)
     written = [folder / name for name in contents]
     for form in ("svg", "png"):
-        for old in set((folder / FIGURE_FOLDER).glob(f"*.{form}")) - set(written):
+        for old in set((folder / figures).glob(f"*.{form}")) - set(written):
             old.unlink()
     return written
 
@@ -87,21 +109,21 @@ def draw_row(row: FigureRow, analysis: Analysis) -> Iterator[Plate]:
         if name in taken:
             name = f"{name}-{len(taken) + 1}"
         taken.add(name)
-        figure = row.draw(*arguments)
-        svg = svg_bytes(figure, name)
-        figure.set_layout_engine("none")  # its parts stand where they should; once is enough
-        yield Plate(name, title, _spaced(row.caption(*arguments)), svg, figure)
+        yield plate_of(name, title, row.caption(*arguments), row.draw(*arguments))
+
+
+def plate_of(name: str, title: str, caption: str, figure: Figure) -> Plate:
+    """A figure with what stands around it; its layout is fixed from here on."""
+    svg = svg_bytes(figure, name)
+    figure.set_layout_engine("none")  # its parts stand where they should; once is enough
+    return Plate(name, title, _spaced(caption), svg, figure)
 
 
 def render_page(analysis: Analysis, sections: Sequence[tuple[FigureRow, Sequence[Plate]]]) -> str:
     """The whole page; every name in it is escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["spaced"] = _spaced
-    source = files("brickwork.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     tables = [(row, row.build(analysis)) for row in TABLES]
-    return environment.from_string(source).render(
+    return render(
+        _TEMPLATE,
         analysis=analysis,
         sections=sections,
         tables=tables,
@@ -111,7 +133,26 @@ def render_page(analysis: Analysis, sections: Sequence[tuple[FigureRow, Sequence
         terms=words.TERMS,
         paper=words.PAPER,
         facts=_facts(analysis),
+        look=style_sheet(),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this room with its values, every one of which is escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["spaced"] = _spaced
+    return environment.from_string(_source(template)).render(**values)
+
+
+def style_sheet() -> Markup:
+    """The rules that give every page of this room one look."""
+    return Markup(_source("page.css"))
+
+
+def _source(template: str) -> str:
+    return files("brickwork.report").joinpath(template).read_text(encoding="utf-8")
 
 
 def _spaced(text: str) -> str:

@@ -1,14 +1,10 @@
 """The document of an analysis, read from its folder without trust."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from brickwork.errors import DataError, listed
 from brickwork.measure.results import FILE, FORMAT, Analysis, Overlap, OverlapMatrix
+from brickwork.report.document import read_document
 
 
 def read_analysis(folder: Path) -> Analysis:
@@ -21,47 +17,8 @@ def read_analysis(folder: Path) -> Analysis:
         DataError: if the file is missing, is not JSON, is of another format, lacks a field or
             contradicts itself; the message names every field in question.
     """
-    path = folder / FILE
-    document = _document(path)
-    found = document.get("format")
-    if found != FORMAT:
-        raise DataError(
-            f"{path} should be of format {FORMAT}, but its format is {found!r}; read it with the "
-            "version of Brickwork that wrote it, or make the analysis again."
-        )
-    try:
-        analysis = Analysis.model_validate(document)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, row['loc']))}: {row['msg']}" for row in error.errors()]
-        raise DataError(_invalid(path, problems)) from None
-    if problems := list(_contradictions(analysis)):
-        raise DataError(_invalid(path, problems))
-    return analysis
-
-
-def _document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{path.parent} holds no {FILE}; name the folder that an analysis was written to."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}; check the file.") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}; make the analysis again.") from None
-    if not isinstance(document, dict):
-        raise DataError(
-            f"{path} should hold one JSON object, but holds a {type(document).__name__}; make the "
-            "analysis again."
-        )
-    return document
-
-
-def _invalid(path: Path, problems: list[str]) -> str:
-    return (
-        f"{path} is not a valid analysis, in {len(problems)} place(s); mend them or make it "
-        f"again:{listed(problems)}"
+    return read_document(
+        folder / FILE, Analysis, _contradictions, format=FORMAT, what="an analysis"
     )
 
 
