@@ -145,10 +145,16 @@ def _layer_sites(layer: int, hidden: int, kv_heads: int) -> list[Site]:
     ]
 
 
+def sites_for(row: Form, base: Base) -> list[Site]:
+    """The sites where bricks of a form can sit, in the base's order."""
+    kinds = [site for site in base.sites.values() if site.kind in row.sites]
+    return [site for site in kinds if site.address.endswith(row.role)]
+
+
 def _some_sites(row: Form, base: Base, generator: torch.Generator) -> list[Site]:
     if row.spread == "one":
         return base.of_kind(row.sites[0])[:1]
-    possible = [site for site in base.sites.values() if site.kind in row.sites]
+    possible = sites_for(row, base)
     if row.spread == "all":
         return possible
     possible = [site for site in possible if site.layer is not None]

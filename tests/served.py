@@ -10,7 +10,7 @@ from brickwork.brick.configuration import Configuration, Options, parse_uses
 from brickwork.brick.forms import find_form
 from brickwork.model.load import LoadedModel, wrap_model
 from brickwork.runtime.configured import ConfiguredModel
-from tests.bricks import FORMS, random_brick
+from tests.bricks import FORMS, random_brick, sites_for
 from tests.tiny import tiny_model, tiny_tokenizer
 
 RUNNABLE_FORMS = tuple(name for name in FORMS if find_form(name).target)
@@ -26,20 +26,32 @@ def loaded(family: str) -> LoadedModel:
 
 @cache
 def bricks_of(family: str) -> dict[str, Brick]:
-    """Two bricks of every form, ``lora-1`` and so on."""
+    """Two bricks of every form that the family has a site for, ``lora-1`` and so on."""
+    base = loaded(family).base
     return {
         f"{form}-{number}": mild_brick(form, family, number)
         for form in RUNNABLE_FORMS
+        if sites_for(find_form(form), base)
         for number in (1, 2)
     }
+
+
+def uses_for(family: str, bricks: str) -> str:
+    """The bricks, as written on a command line, without those that the family has no site for."""
+    known = bricks_of(family)
+    return ",".join(use for use in bricks.split(",") if use.partition(":")[0] in known)
 
 
 def mild_brick(form: str, family: str, seed: int) -> Brick:
     """A random brick that changes the model without throwing it about."""
     generator = torch.Generator().manual_seed(seed)
     brick = random_brick(form, loaded(family).base, generator, name=f"{form}-{seed}")
-    middle = 1.0 if find_form(form).effect == "scale" else 0.0
-    return Brick(brick.spec, {name: middle + 0.1 * t for name, t in brick.tensors.items()})
+    effect = find_form(form).effect
+    if effect in {"mask", "route"}:  # they choose; there is nothing to make smaller
+        return brick
+    middle = 1.0 if effect == "scale" else 0.0
+    size = 0.01 if effect == "exit" else 0.1  # an untrained model is never surer than that
+    return Brick(brick.spec, {name: middle + size * t for name, t in brick.tensors.items()})
 
 
 def moved_to(model: LoadedModel, brick: Brick) -> Brick:

@@ -19,7 +19,7 @@ from brickwork.brick.check import (
 )
 from brickwork.brick.forms import find_form
 from brickwork.errors import BrickFormatError, MisfitError
-from tests.bricks import FORMS, paper_base, random_brick
+from tests.bricks import FORMS, paper_base, random_brick, sites_for
 
 BASE = paper_base()
 SITES = {"linear": "model.layers.0.mlp.up_proj", "norm": "model.layers.0.input_layernorm"}
@@ -250,7 +250,7 @@ def test_refuses_a_site_of_a_kind_that_the_form_cannot_sit_at(form: str) -> None
 
 @pytest.mark.parametrize("form", [name for name in FORMS if find_form(name).spread != "one"])
 def test_refuses_sites_in_another_order_than_the_bases(form: str) -> None:
-    possible = [s.path for s in BASE.sites.values() if s.kind in find_form(form).sites]
+    possible = [site.path for site in sites_for(find_form(form), BASE)]
     turned = brick(form, sites=list(reversed(possible)))
     assert [reason for reason in misfits(turned, BASE) if "order" in reason] == [
         f"its sites are not in the base's order, which is {', '.join(possible)}"
@@ -302,6 +302,12 @@ def test_refuses_values_that_have_no_meaning(
     wrong = torch.tensor(values).repeat(len(one.tensors[name]) // len(values) or 1)
     (found,) = problems(Brick(one.spec, {**one.tensors, name: wrong}))
     assert re.search(reason, found)
+
+
+def test_refuses_a_router_that_sits_elsewhere() -> None:
+    one = brick("router", sites=["model.layers.0.self_attn.o_proj"])
+    (reason,) = misfits(one, BASE)
+    assert reason.endswith("a router sits at layers.N.mlp.down, this is layers.0.attn.o")
 
 
 def test_refuses_a_router_whose_owners_are_no_groups() -> None:

@@ -179,3 +179,35 @@ def test_experts_are_changed_by_one_block_at_a_time() -> None:
         tapped(model, neurons={0: lambda _h, _r: None}),
     ):
         pass
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_input_is_what_the_ffn_needs_to_give_its_output(family: str) -> None:
+    model = tiny_model(family)
+    for layer in range(layers_of(model)):
+        order: list[str] = []
+        seen: list[Tensor] = []
+
+        def look(x: Tensor, to: list[Tensor] = seen, calls: list[str] = order) -> None:
+            calls.append("input")
+            to.append(x)
+
+        def note(_h: Tensor, _routed: Routed | None, calls: list[str] = order) -> None:
+            calls.append("neurons")
+
+        with tapped(model, inputs={layer: look}, neurons={layer: note}):
+            out = watched_output(model, layer)
+        assert order == ["input", "neurons"]
+        assert seen[0].shape == (24, 32)
+        torch.testing.assert_close(ffn_of(model, layer)(seen[0]), out, **TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_input_tap_leaves_nothing_behind(family: str) -> None:
+    model = tiny_model(family)
+    before, calls = logits(model), []
+    with tapped(model, inputs={1: lambda x: calls.append(x.shape)}):
+        assert torch.equal(logits(model), before)  # it only looks
+    logits(model)
+    assert len(calls) == 1

@@ -11,7 +11,7 @@ from brickwork.brick.forms import find_form
 from brickwork.model.load import wrap_model
 from brickwork.runtime.configured import ConfiguredModel
 from brickwork.runtime.trace import trace
-from tests.bricks import FORMS_WITH_NEUTRAL, neutral_brick, random_brick
+from tests.bricks import FORMS_WITH_NEUTRAL, neutral_brick, random_brick, sites_for
 from tests.served import (
     RUNNABLE_FORMS,
     SOME_FAMILIES,
@@ -20,6 +20,7 @@ from tests.served import (
     loaded,
     moved_to,
     random_prompts,
+    uses_for,
     using,
 )
 from tests.tiny import FAMILIES, tiny_model
@@ -43,6 +44,12 @@ MIXED = {
     "prefix-1,prefix-2": 2,
     "bias-2,lora-1,lora-1:0.5": 1,
     "prefix-1:0,lora-2:0,prompt-1:0": 2,
+    "mask-1": 6,
+    "mask-1,mask-2,lora-1": 4,
+    "skip-1:3,steering-1": 5,
+    "exit-1,lora-1": 3,
+    "router-1": 7,
+    "router-2,mask-1,prompt-2,lora-2": 3,
 }
 
 
@@ -61,6 +68,8 @@ def close(found: Tensor, expected: Tensor) -> None:
 @every_family
 def test_leaving_restores_the_base_to_the_bit(family: str, form: str) -> None:
     model, before = configured(family), bare_logits(family)
+    if f"{form}-1" not in bricks_of(family):
+        pytest.skip(f"{family} has no site for a {form}")
     row = using(f"{form}-1")
     (inside,) = model.logits([PROMPT], [row])
     assert (inside - before).abs().max() > 1e-3
@@ -73,7 +82,7 @@ def test_leaving_restores_the_base_to_the_bit(family: str, form: str) -> None:
 
 @every_family
 def test_bricks_of_weight_0_change_nothing_to_the_bit(family: str) -> None:
-    row = using(",".join(f"{form}-1:0" for form in RUNNABLE_FORMS))
+    row = using(",".join(f"{name}:0" for name in bricks_of(family)))
     assert torch.equal(configured(family).logits([PROMPT], [row])[0], bare_logits(family))
 
 
@@ -89,7 +98,7 @@ def test_a_neutral_brick_changes_nothing(family: str, form: str) -> None:
 
 @every_family
 def test_every_row_of_a_mixed_batch_is_as_it_is_alone(family: str) -> None:
-    model, rows = configured(family), [using(bricks) for bricks in MIXED]
+    model, rows = configured(family), [using(uses_for(family, bricks)) for bricks in MIXED]
     prompts = random_prompts(list(MIXED.values()))
     mixed = model.logits(prompts, rows)
     for prompt, row, found in zip(prompts, rows, mixed, strict=True):
@@ -99,7 +108,8 @@ def test_every_row_of_a_mixed_batch_is_as_it_is_alone(family: str) -> None:
 
 @every_family
 def test_rows_stay_as_they_are_alone_while_they_generate(family: str) -> None:
-    model, rows = configured(family), [using(bricks, max_new_tokens=9) for bricks in MIXED]
+    model = configured(family)
+    rows = [using(uses_for(family, bricks), max_new_tokens=9) for bricks in MIXED]
     prompts = random_prompts(list(MIXED.values()), seed=1)
     mixed = model.generate(prompts, rows)
     for prompt, row, found in zip(prompts, rows, mixed, strict=True):
@@ -114,7 +124,9 @@ def test_a_model_in_half_precision_serves_in_it(family: str, dtype: torch.dtype)
     other = ConfiguredModel(half)
     for name, brick in bricks_of(family).items():
         other.add(moved_to(half, brick), name)
-    rows, prompts = [using(bricks) for bricks in MIXED], random_prompts(list(MIXED.values()))
+    # A router or an exit may choose otherwise where states are rounded; the others do not.
+    mild = {b: n for b, n in MIXED.items() if not ("router" in b or "exit" in b)}
+    rows, prompts = [using(bricks) for bricks in mild], random_prompts(list(mild.values()))
     found, expected = other.logits(prompts, rows), model.logits(prompts, rows)
     for mine, reference in zip(found, expected, strict=True):
         assert mine.dtype == dtype
@@ -156,12 +168,13 @@ def test_a_family_that_no_row_describes_serves_what_needs_no_roles() -> None:
     for form in RUNNABLE_FORMS:
         # Blocks and attentions are unknown, so nothing can sit there.
         if {"block", "attention"}.isdisjoint(find_form(form).sites):
-            sites = [s.path for s in found.base.sites.values() if s.kind in find_form(form).sites]
-            model.add(random_brick(form, found.base, draw, sites=sites[:9], name=form))
-            served.append(form)
-    assert served == ["lora", "ia3", "bias", "prompt"]
-    rows = [using("lora:0.1,bias:0.1"), using("prompt"), using("ia3"), using("")]
-    prompts = random_prompts([3, 6, 5, 8])
+            sites = [site.path for site in sites_for(find_form(form), found.base)]
+            if sites:
+                model.add(random_brick(form, found.base, draw, sites=sites[:9], name=form))
+                served.append(form)
+    assert served == ["lora", "ia3", "bias", "prompt", "mask"]
+    rows = [using("lora:0.1,bias:0.1"), using("prompt"), using("ia3"), using(""), using("mask")]
+    prompts = random_prompts([3, 6, 5, 8, 4])
     mixed = model.logits(prompts, rows)
     for prompt, row, logits in zip(prompts, rows, mixed, strict=True):
         close(logits, model.logits([prompt], [row])[0])

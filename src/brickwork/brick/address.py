@@ -59,6 +59,18 @@ class Address:
         return ".".join([*where, *([self.part] if self.part else [])]) + units
 
 
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """Numbers as an address lists them: single ones and ranges that count both ends.
+
+    >>> parse_numbers("3, 5-7")
+    (3, 5, 6, 7)
+
+    Raises:
+        AddressError: if the text is no such list, or names a number twice.
+    """
+    return _units(f"[{text}]", text)
+
+
 def _units(index: str | None, text: str) -> tuple[int, ...]:
     if index is None:
         return ()

@@ -58,6 +58,10 @@ def misfits(brick: Brick, base: Base) -> list[str]:
             found.append(f"the base has no module {path!r} where a brick can sit")
         elif site.kind not in form.sites:
             found.append(f"{path}: a {form.name} cannot sit at a site of kind {site.kind}")
+        elif not site.address.endswith(form.role):
+            found.append(
+                f"{path}: a {form.name} sits at layers.N{form.role}, this is {site.address}"
+            )
         else:
             found += _size_misfits(site, _shapes(slots), form)
     return found + _spread_misfits(brick, base, form)

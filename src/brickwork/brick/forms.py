@@ -40,6 +40,7 @@ class Form:
         source: the paper.
         shared: axes that have one length in the whole brick.
         spread: how many of the base's sites of its kinds it takes: any, exactly one, or all.
+        role: the end that the address of each of its sites has, empty if any will do.
         check: ``"module:function"`` that lists what is wrong with a brick's values, if their
             shapes are right; empty if any values are.
     """
@@ -55,6 +56,7 @@ class Form:
     source: str
     shared: frozenset[str] = field(default=frozenset())
     spread: Literal["any", "one", "all"] = "any"
+    role: str = ""
     check: str = ""
 
 
@@ -129,7 +131,7 @@ _ROWS = (
         "brickwork.brick.selection:router_effects", "brickwork.brick.selection:RouterOptions", "",
         "MoEfication: Zhang et al. 2021, arXiv:2110.01786; CATS: Lee et al. 2024, "
         "arXiv:2404.08763; GRIFFIN: Dong et al. 2024, arXiv:2404.01365",
-        check="brickwork.brick.selection:router_problems",
+        role=".mlp.down", check="brickwork.brick.selection:router_problems",
     ),
 )  # fmt: skip
 

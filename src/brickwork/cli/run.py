@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
     "--embedder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None,
     help="Folder of a sentence-transformers model for retrieval.",
 )  # fmt: skip
+@click.option("--skip-layers", default="", help="Blocks to leave out: 3,5-6.")
+@click.option("--exit-layers", default="", help="Blocks after which a sure token leaves: 3-6.")
+@click.option(
+    "--confidence", type=click.FloatRange(0, 1), default=0.9,
+    help="How likely the next token must be for that.",
+)  # fmt: skip
 @click.option("--raw", is_flag=True, help="Give the text to the model without a chat template.")
 @click.option("--explain", is_flag=True, help="Show the plan and what each brick did.")
 @click.option("--dry-run", is_flag=True, help="Show the plan with its costs; generate nothing.")
@@ -53,6 +60,7 @@ def run(instruction: str, as_json: bool, **options: Any) -> None:
       brickwork run "Translate to English: Il fait froid."
       brickwork run "What is 12 + 17?" --bricks addition --explain
       brickwork run "..." --model ./my-model --store ./my-store --auto
+      brickwork run "..." --skip-layers 5 --exit-layers 3-6 --confidence 0.8 --explain
     """
     from brickwork.brick.configuration import Configuration, read_configuration
 
@@ -123,11 +131,32 @@ def _answer(
     reasons: dict[str, str] = {}
     if not fixed and options["bricks"] is None:
         asked, reasons, document["bricks"] = _selected(text, asked, loaded, store, options)
+    asked = _with_layers(asked, model, options)
     plan = model.plan([asked], [reasons])
     document["plan"] = plan.as_document()
     if not options["dry_run"]:
         document.update(_generated(model, text, plan, not as_json, options))
     return document
+
+
+def _with_layers(
+    asked: "Configuration", model: "ConfiguredModel", options: dict[str, Any]
+) -> "Configuration":
+    """The configuration with the bricks that the options about layers ask for."""
+    from brickwork.brick.address import parse_numbers
+    from brickwork.brick.configuration import BrickUse
+    from brickwork.build.layers import exit_brick, skip_brick
+
+    bricks = []
+    if options["skip_layers"]:
+        bricks.append(skip_brick(model.loaded, parse_numbers(options["skip_layers"])))
+    if options["exit_layers"]:
+        layers = parse_numbers(options["exit_layers"])
+        bricks.append(exit_brick(model.loaded, layers, options["confidence"]))
+    for brick in bricks:
+        model.add(brick)
+    uses = (*asked.bricks, *(BrickUse(name=brick.spec.name) for brick in bricks))
+    return asked.model_copy(update={"bricks": uses})
 
 
 def _selected(
@@ -161,14 +190,17 @@ def _generated(
     from brickwork.runtime.trace import trace
 
     pieces = []
-    for piece in model.stream([text], plan, raw=options["raw"]):
-        pieces.append(piece)
-        if live:
-            click.echo(piece.text, nl=False)
-            sys.stdout.flush()
+    with model.packed() if plan.keeps_part_of_ffns else nullcontext():
+        for piece in model.stream([text], plan, raw=options["raw"]):
+            pieces.append(piece)
+            if live:
+                click.echo(piece.text, nl=False)
+                sys.stdout.flush()
     if live:
         click.echo()
     document: dict[str, Any] = {"answer": "".join(piece.text for piece in pieces)}
+    if options["exit_layers"] and pieces:
+        document["blocks_per_token"] = sum(piece.blocks for piece in pieces) / len(pieces)
     if options["explain"] and pieces:
         prompt = model.encode([text], raw=options["raw"])[0]
         said = [piece.token for piece in pieces]
@@ -199,5 +231,7 @@ def _render(console: Any, document: dict[str, Any], options: dict[str, Any]) -> 
         f"and {document['plan']['brick_bytes']:,} of bricks",
         markup=False,
     )
+    if "blocks_per_token" in document:
+        console.print(f"blocks {document['blocks_per_token']:.1f} per token of the answer")
     for part in document.get("trace", {}).get("bricks", []):
         console.print(f"trace {part['name']}: {part['gain']:+.3f} nats/token of the answer")

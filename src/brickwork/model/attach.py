@@ -5,7 +5,8 @@ Inside ``attached(model, rows, work)`` the named modules compute, for row b of t
     y_b = scale_out_b * base(scale_in_b * x_b) + (x_b A_b^T) B_b + shift_b
 
 with the row's own factors, low-rank terms and shifts. The terms refer to the base's own input and
-output, so the order of bricks does not matter. Nothing is wrapped, renamed or copied: a module's
+output, so the order of bricks does not matter. A block that a row skips by a share adds that much
+less of what it does. Nothing is wrapped, renamed or copied: a module's
 ``forward`` is shadowed on the instance, and leaving the block takes the shadow away.
 """
 
@@ -64,6 +65,8 @@ class RowWork:
     scale_in: Float[Tensor, "rows 1 in"] | None = None
     scale_out: Float[Tensor, "rows 1 out"] | None = None
     shift: Float[Tensor, "rows 1 out"] | None = None
+    skip: Float[Tensor, "rows 1 1"] | None = None
+    bypass: bool = False  # no row needs the block, and its cache may stay empty
 
 
 @contextmanager
@@ -164,18 +167,23 @@ def _adding(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> Ca
 
 
 def _shifting(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> Callable[..., Any]:
-    """A shift alone, which is all that a block or a norm can have."""
-    shift = work.shift
-    assert shift is not None
+    """A shift and a skip, which is all that a block or a norm can have."""
 
-    def shifted(y: Tensor) -> Tensor:
-        return (_by_row(y, rows, path) + shift).view_as(y)
+    def changed(y: Tensor, before: Tensor) -> Tensor:
+        if work.skip is not None:
+            y = before + (1 - work.skip) * (y - before)
+        if work.shift is not None:
+            y = (_by_row(y, rows, path) + work.shift).view_as(y)
+        return y
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        before: Tensor = args[0] if args else kwargs["hidden_states"]
+        if work.bypass:
+            return before if work.shift is None else before + work.shift
         output = base(*args, **kwargs)
         if isinstance(output, tuple):  # some families' blocks return more than the hidden states
-            return (shifted(output[0]), *output[1:])
-        return shifted(output)
+            return (changed(output[0], before), *output[1:])
+        return changed(output, before)
 
     return forward
 

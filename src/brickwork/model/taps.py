@@ -54,6 +54,8 @@ class Routed:
 # that activation times output column is what a neuron adds to the residual stream, as elsewhere.
 NeuronTap = Callable[[Float[Tensor, "positions neurons"], Routed | None], Tensor | None]
 HeadTap = Callable[[Float[Tensor, "positions heads head_dim"]], Tensor | None]
+# Gets what the FFN reads; in an MoE layer, what its experts read. It looks and changes nothing.
+InputTap = Callable[[Float[Tensor, "positions hidden"]], None]
 # Gets the residual stream before and after the block.
 BlockTap = Callable[[Float[Tensor, "rows tokens hidden"], Tensor], Tensor | None]
 
@@ -65,8 +67,11 @@ def tapped(
     neurons: Mapping[int, NeuronTap] | None = None,
     heads: Mapping[int, HeadTap] | None = None,
     blocks: Mapping[int, BlockTap] | None = None,
+    inputs: Mapping[int, InputTap] | None = None,
 ) -> Iterator[None]:
     """Call the taps, one for each layer that is named, in every pass of the model.
+
+    The tap on the input of a layer's FFN is called before the one on its neurons.
 
     Raises:
         UnknownNameError: if no row describes the model's family.
@@ -84,6 +89,9 @@ def tapped(
             o = model.get_submodule(part_of(model, "attn.o", layer).module)
             hook = _head_hook(head_tap, heads_of(model.config, layer).head_dim)
             stack.callback(o.register_forward_pre_hook(hook).remove)
+        for layer, input_tap in (inputs or {}).items():
+            reader = model.get_submodule(_reader_path(model, layer))
+            stack.callback(reader.register_forward_pre_hook(_input_hook(input_tap)).remove)
         for layer, block_tap in (blocks or {}).items():
             block = model.get_submodule(role_path(model, "block", layer) or "")
             hooked = block.register_forward_hook(_block_hook(block_tap), with_kwargs=True)
@@ -142,6 +150,21 @@ def _neuron_hook(tap: NeuronTap) -> Callable[..., Any]:
     return hook
 
 
+def _reader_path(model: CausalModel, layer: int) -> str:
+    """The module that reads a layer's FFN input first; a fused map is gate and up at once."""
+    form = ffn_row_of(model, layer).form
+    if form == "moe_gated":
+        return experts_row_of(model, layer).down.rpartition(".")[0]
+    return part_of(model, "mlp.up" if form == "vanilla" else "mlp.gate", layer).module
+
+
+def _input_hook(tap: InputTap) -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        tap(args[0].flatten(0, -2))
+
+    return hook
+
+
 def _head_hook(tap: HeadTap, width: int) -> Callable[..., Any]:
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> Any:
         z = args[0]
@@ -168,7 +191,7 @@ def _tapped_experts(model: CausalModel, layer: int, tap: NeuronTap) -> Iterator[
     """Compute a layer's experts by our own loop, which stops between activation and output."""
     ffn = ffn_of(model, layer)
     assert isinstance(ffn, Experts)
-    module = model.get_submodule(experts_row_of(model, layer).down.rpartition(".")[0])
+    module = model.get_submodule(_reader_path(model, layer))
     if "forward" in vars(module):
         raise ConfigurationError(
             f"the experts of layer {layer} are already changed by another block; leave it first."

@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 
 from brickwork.brick.brick import Brick
-from brickwork.brick.effects import Add, Effect, Embed, Prefix, Scale, Shift
+from brickwork.brick.effects import (
+    Add,
+    Effect,
+    Embed,
+    Exit,
+    Mask,
+    Prefix,
+    Route,
+    Scale,
+    Shift,
+    Skip,
+)
 from brickwork.brick.forms import effects_of
 from brickwork.errors import ConfigurationError, UnknownNameError
 from brickwork.runtime.pages import Pages
@@ -34,6 +45,10 @@ class Resident:
     shifts: list[Shift] = field(default_factory=list)
     prefixes: dict[str, Prefix] = field(default_factory=dict)
     vectors: list[Tensor] = field(default_factory=list)
+    masks: list[Mask] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    exits: list[Exit] = field(default_factory=list)
+    routes: list[Route] = field(default_factory=list)
 
     @property
     def prefix_tokens(self) -> int:
@@ -184,3 +199,19 @@ class Bank:
                 resident.prefixes[site] = Prefix(site, key.to(self._like), value.to(self._like))
             case Embed(_, vectors):
                 resident.vectors.append(vectors.to(self._like))
+            case _:
+                self._put_selection(resident, effect)
+
+    def _put_selection(self, resident: Resident, effect: Mask | Skip | Exit | Route) -> None:
+        device = self._like.device
+        match effect:
+            case Mask(site, keep):
+                resident.masks.append(Mask(site, keep.to(device)))
+            case Skip(site, share):
+                resident.skips.append(Skip(site, share.to(self._like)))
+            case Exit(site, confidence):
+                resident.exits.append(Exit(site, confidence.to(device)))
+            case Route(site, tensors, density, level):
+                # Not rounded to the base's dtype, in which a group's number may not exist.
+                own = {name: tensor.to(device).float() for name, tensor in tensors.items()}
+                resident.routes.append(Route(site, own, density, level))

@@ -1,7 +1,7 @@
 """A base model on which every row of a batch runs its own configuration."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +19,13 @@ from brickwork.model.load import LoadedModel
 from brickwork.model.words import decoded, encode, stop_tokens
 from brickwork.runtime.bank import Bank
 from brickwork.runtime.decode import Spoken, decode
+from brickwork.runtime.ffn_selection import Spans
 from brickwork.runtime.gather import Rows, Weighted, gather
+from brickwork.runtime.kernels import Records
 from brickwork.runtime.layout import Layout, lay_out
 from brickwork.runtime.plan import Plan, resolve
+from brickwork.runtime.selection import allow_bypass, selecting
+from brickwork.runtime.sparse_ffn import packed
 from brickwork.store.store import Store
 
 # Modules of one block that read the same tensor.
@@ -30,21 +34,29 @@ _SAME_INPUT = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gat
 
 @dataclass(frozen=True)
 class Piece:
-    """A token of one row as it comes, and the text that it completes (often one word, or none)."""
+    """A token of one row as it comes, and the text that it completes (often one word, or none).
+
+    ``blocks`` says how many of the model's blocks it took; all, unless it left early.
+    """
 
     row: int
     token: int
     text: str
+    blocks: int
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one row said: text and tokens, ``stop`` or ``length``, and seconds until it was done."""
+    """What one row said: text and tokens, ``stop`` or ``length``, and seconds until it was done.
+
+    ``blocks`` says for every token how many of the model's blocks it took.
+    """
 
     text: str
     tokens: tuple[int, ...]
     finish: str
     seconds: float
+    blocks: tuple[int, ...]
 
 
 class ConfiguredModel:
@@ -63,6 +75,22 @@ class ConfiguredModel:
         like = next(loaded.model.parameters()).detach()[:0]
         self.bank = Bank(like, self._input_of, budget=budget)
         self._named: dict[str, Brick] = {}
+        self._records: Mapping[int, Records] | None = None
+
+    @contextmanager
+    def packed(self) -> Iterator[None]:
+        """Inside, an FFN of which little is kept reads no more than that in a decoding step.
+
+        The weights of each FFN lie as one record for each neuron meanwhile, and no second time;
+        their values and what the model answers stay the same, up to rounding. Leaving puts them
+        back, with equal bits.
+        """
+        with packed(self.loaded.model, release=True) as records:
+            self._records = records
+            try:
+                yield
+            finally:
+                self._records = None
 
     def add(self, brick: Brick, name: str | None = None) -> None:
         """Make a brick known under its own or another name, without a store.
@@ -99,10 +127,17 @@ class ConfiguredModel:
 
     @torch.no_grad()
     def logits(
-        self, prompts: Sequence[Sequence[int]], configurations: Sequence[Configuration]
+        self,
+        prompts: Sequence[Sequence[int]],
+        configurations: Sequence[Configuration],
+        *,
+        told: Sequence[int] | None = None,
     ) -> list[Float[Tensor, "tokens vocabulary"]]:
-        """The logits after every token of every row, as if each row ran alone; no gradients."""
-        with self.serving(prompts, self.plan(configurations)) as layout:
+        """The logits after every token of every row, as if each row ran alone; no gradients.
+
+        ``told`` is as in ``serving``.
+        """
+        with self.serving(prompts, self.plan(configurations), told=told) as layout:
             output = self.loaded.model(
                 **layout.inputs, attention_mask=layout.mask_or_none, position_ids=layout.positions
             ).logits
@@ -124,17 +159,20 @@ class ConfiguredModel:
         """
         started = time.perf_counter()
         plan = configurations if isinstance(configurations, Plan) else self.plan(configurations)
-        tokens: list[list[int]] = [[] for _ in prompts]
+        said: list[list[Piece]] = [[] for _ in prompts]
         seconds = [0.0 for _ in prompts]
         for piece in self.stream(prompts, plan, raw=raw):
-            tokens[piece.row].append(piece.token)
+            said[piece.row].append(piece)
             seconds[piece.row] = time.perf_counter() - started
         stops = stop_tokens(self.loaded)
         answers = []
-        for row, used in zip(tokens, seconds, strict=True):
-            finish = "stop" if row and row[-1] in stops else "length"
-            kept = row[:-1] if finish == "stop" else row
-            answers.append(Answer(decoded(self.loaded, kept), tuple(kept), finish, used))
+        for row, used in zip(said, seconds, strict=True):
+            finish = "stop" if row and row[-1].token in stops else "length"
+            pieces = row[:-1] if finish == "stop" else row
+            tokens, blocks = (
+                tuple(getattr(p, name) for p in pieces) for name in ("token", "blocks")
+            )
+            answers.append(Answer(decoded(self.loaded, tokens), tokens, finish, used, blocks))
         return answers
 
     @torch.inference_mode()
@@ -152,14 +190,28 @@ class ConfiguredModel:
         options = [row.configuration.options for row in plan.rows]
         model, stops = self.loaded.model, stop_tokens(self.loaded)
         with self.serving(ids, plan) as layout:
+            every = len(self.loaded.base.of_kind("block"))
             spoken = [Spoken(partial(decoded, self.loaded)) for _ in ids]
             for row, token, last in decode(model, layout, options, stops):
                 text = spoken[row].end() if token in stops else spoken[row].add(token, last=last)
-                yield Piece(row, token, text)
+                blocks = layout.exits.blocks(row)[0] if layout.exits else every
+                yield Piece(row, token, text, blocks)
 
     @contextmanager
-    def serving(self, prompts: Sequence[Sequence[int]], plan: Plan) -> Iterator[Layout]:
-        """Inside, the base serves this batch: its modules add what the plan's bricks add.
+    def serving(
+        self,
+        prompts: Sequence[Sequence[int]],
+        plan: Plan,
+        *,
+        told: Sequence[int] | None = None,
+    ) -> Iterator[Layout]:
+        """Inside, the base serves this batch: its modules add and keep what the plan's bricks say.
+
+        Args:
+            prompts: token ids of each row.
+            plan: one row for each prompt.
+            told: from how many of each row's last tokens the next one is wanted, 1 by default.
+                Early exits and choices by prompt act there, not on what comes before.
 
         Raises:
             ConfigurationError: if there is not one prompt for each row, a prompt cannot be run,
@@ -172,7 +224,13 @@ class ConfiguredModel:
         model, rows = self.loaded.model, self._load(plan)
         with gather(self.bank, rows) as work:
             layout = lay_out(model, prompts, rows)
-            with attached(model, len(rows), work):
+            allow_bypass(self.loaded, work)
+            spans = Spans(layout.lengths, told or [1] * len(rows))
+            with (
+                attached(model, len(rows), work),
+                selecting(self.loaded, rows, spans, records=self._records, busy=work) as selected,
+            ):
+                layout.exits = selected.exits
                 yield layout
 
     def _load(self, plan: Plan) -> Rows:

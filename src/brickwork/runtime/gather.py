@@ -40,6 +40,7 @@ def gather(bank: Bank, rows: Rows) -> Iterator[dict[str, RowWork]]:
             _gather_low_rank(bank, acting, work)
             _gather_scales(acting, work)
             _gather_shifts(acting, work)
+            _gather_skips(acting, work)
         yield dict(work)
 
 
@@ -121,3 +122,17 @@ def _gather_shifts(rows: Rows, work: dict[str, RowWork]) -> None:
         for number, shift, weight in uses:
             total[number, 0] += weight * shift.vector
         work[site].shift = total
+
+
+def _gather_skips(rows: Rows, work: dict[str, RowWork]) -> None:
+    uses = [
+        (n, use.weight, skip)
+        for n, r in enumerate(rows)
+        for use in r
+        for skip in use.resident.skips
+    ]
+    for number, weight, skip in uses:
+        terms = work[skip.site]
+        if terms.skip is None:
+            terms.skip = skip.share.new_zeros(len(rows), 1, 1)
+        terms.skip[number] += weight * skip.share

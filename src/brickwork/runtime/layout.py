@@ -21,6 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from brickwork.errors import ConfigurationError
 from brickwork.model.architecture import architectures
 from brickwork.runtime.bank import Resident
+from brickwork.runtime.exits import Exits
 from brickwork.runtime.gather import Rows
 from brickwork.runtime.prefixes import fill
 
@@ -36,12 +37,14 @@ class Layout:
         mask: 1 where a row has something, for cache and input together.
         lengths: tokens of each row's prompt; they are the last ones of its input.
         room: positions that the model has learned; None if it can count on.
+        exits: the early exits at work, if a row has any.
     """
 
     inputs: dict[str, Any]
     mask: Int[Tensor, "rows positions"]
     lengths: list[int]
     room: int | None = None
+    exits: Exits | None = None
 
     @property
     def width(self) -> int:

@@ -7,11 +7,22 @@ from typing import Any
 from brickwork.brick.brick import Brick
 from brickwork.brick.check import require_fit, require_weight
 from brickwork.brick.configuration import BrickUse, Configuration
-from brickwork.brick.effects import Add, Embed, Prefix, Scale, Shift
+from brickwork.brick.effects import (
+    Add,
+    Embed,
+    Exit,
+    Mask,
+    Prefix,
+    Route,
+    Scale,
+    Shift,
+    Skip,
+)
 from brickwork.brick.forms import effects_of
 from brickwork.errors import ConfigurationError
 from brickwork.model.heads import heads_of
 from brickwork.model.load import LoadedModel
+from brickwork.runtime.savings import selection_flops
 
 Lookup = Callable[[str], tuple[str, Brick]]
 
@@ -62,6 +73,11 @@ class Plan:
     def bricks(self) -> dict[str, Brick]:
         """The distinct bricks of all rows, by hash."""
         return {use.brick.hash: use.brick for row in self.rows for use in row.bricks}
+
+    @property
+    def keeps_part_of_ffns(self) -> bool:
+        """Whether a row keeps a part of its neurons alone, so that packing may pay."""
+        return any(brick.spec.form in {"mask", "router"} for brick in self.bricks.values())
 
     def as_document(self) -> dict[str, Any]:
         """The plan as JSON: every row's bricks with reasons, and the costs beside the base's."""
@@ -134,10 +150,15 @@ def _planned(
 
 
 def flops_per_token(brick: Brick, loaded: LoadedModel) -> int:
-    """What a brick adds to the computing of one token, attention to a prefix included."""
+    """What a brick adds to the computing of one token, attention to a prefix included.
+
+    Below 0 if the brick saves some: of FFNs in a packed model, and of blocks that are left out.
+    """
     total = 0
     for effect in effects_of(brick):
         match effect:
+            case Mask() | Skip() | Exit() | Route():
+                total += selection_flops(effect, loaded)
             case Add(_, A, B, _):
                 total += 2 * (A.numel() + B.numel())
             case Scale(_, vector, _) | Shift(_, vector):

@@ -33,7 +33,9 @@ def answer_losses(
                 f"pair {row} has {len(prompt)} tokens of prompt and {len(answer)} of answer; a "
                 "loss needs at least one of each."
             )
-    logits = model.logits([[*prompt, *answer] for prompt, answer in pairs], configurations)
+    rows = [[*prompt, *answer] for prompt, answer in pairs]
+    told = [len(answer) + 1 for _, answer in pairs]
+    logits = model.logits(rows, configurations, told=told)
     return [
         torch.nn.functional.cross_entropy(
             row[-len(answer) - 1 : -1].float(),

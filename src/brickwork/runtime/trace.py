@@ -92,7 +92,9 @@ def _losses_and_states(
     """The loss of each row, and for each layer the states that the answer is told from."""
     base, blocks = model.loaded.model, model.loaded.base.of_kind("block")
     with (
-        model.serving([tokens] * len(rows), model.plan(rows)) as layout,
+        model.serving(
+            [tokens] * len(rows), model.plan(rows), told=[answer + 1] * len(rows)
+        ) as layout,
         _watched([base.get_submodule(block.path) for block in blocks]) as states,
     ):
         output = base(
