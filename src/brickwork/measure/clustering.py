@@ -64,7 +64,7 @@ def balanced_clusters(
     _require(squares, groups, tries, most)
     centres = _first_centres(rows, squares, groups, tries, generator)
     room = torch.full((groups,), len(rows) // groups)
-    owners = assign(centres.square().sum(1) - 2 * rows @ centres.T, room)
+    owners = assign(centres.square().sum(1) + rows @ (-2 * centres).T, room)
     found = _Clustering(rows, squares, owners, _sums(rows, owners, groups))
     for move in (_reassigned, _all_exchanged, _each_exchanged):
         better: _Clustering | None = found
@@ -103,9 +103,12 @@ class _Clustering:
     def _change(self, owners: Int[Tensor, " neurons"]) -> Float[Tensor, "groups features"]:
         """What the sums gain and lose by other owners."""
         changed = (owners != self.owners).nonzero().squeeze(1)
-        some, groups = self.rows[changed.to(self.rows.device)], len(self.sums)
-        came, went = (_sums(some, of[changed], groups) for of in (owners, self.owners))
-        return came - went
+        some: slice | Tensor = changed.to(self.rows.device)
+        if len(changed) > len(owners) // 8:  # then multiplying all rows costs less than copying
+            some = slice(None)
+        numbers = torch.arange(len(self.sums)).unsqueeze(1)
+        moves = (owners == numbers).float() - (self.owners == numbers).float()  # groups neurons
+        return moves.to(self.rows.device)[:, some] @ self.rows[some]
 
 
 def distortion(rows: Float[Tensor, "neurons features"], owners: Int[Tensor, " neurons"]) -> float:
@@ -187,8 +190,8 @@ def _first_centres(
 def _squared_distances(
     rows: Float[Tensor, "neurons features"], squares: Float[Tensor, " neurons"], chosen: list[int]
 ) -> Float[Tensor, "neurons chosen"]:
-    found = squares[:, None] - 2 * rows @ rows[chosen].T + squares[chosen]
-    return found.clamp(min=0)
+    found = rows @ (-2 * rows[chosen]).T  # the factor on the few, not on a copy of all rows
+    return found.add_(squares[:, None]).add_(squares[chosen]).clamp_(min=0)
 
 
 def _sums(
