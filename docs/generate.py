@@ -7,8 +7,12 @@ from typing import Any
 
 from brickwork.brick.effects import EFFECTS
 from brickwork.brick.forms import forms
+from brickwork.build.moe_targets import MOE_TARGETS
+from brickwork.measure.need import NEEDS
+from brickwork.measure.partition import PARTITIONS
 from brickwork.measure.results import Analysis
 from brickwork.model.architecture import architectures
+from brickwork.route.routers import ROUTERS
 
 REFERENCE = Path(__file__).parent / "reference"
 TABLES, SCHEMA = REFERENCE / "tables.md", REFERENCE / "analysis.md"
@@ -61,6 +65,18 @@ def tables() -> str:
         (f"`{name}`", row.meaning, "any" if row.weighted else "1", "yes" if row.primitive else "no")
         for name, row in EFFECTS.items()
     ]
+    partitions = [(f"`{r.name}`", r.meaning, r.needs, r.source) for r in PARTITIONS.values()]
+    needs = [
+        (f"`{name}`", r.meaning, ", ".join(sorted(r.units)), r.source) for name, r in NEEDS.items()
+    ]
+    routers = [
+        (f"`{n}`", r.meaning, "yes" if r.needs_activation else "no", r.source)
+        for n, r in ROUTERS.items()
+    ]
+    targets = [
+        (f"`{n}`", ", ".join(t.dense), t.shared, t.routing, t.source)
+        for n, t in MOE_TARGETS.items()
+    ]
     families = [(f"`{name}`",) for name in sorted(architectures())]
     parts = (
         "# Tables\n\nWritten by `python docs/generate.py`; do not edit.",
@@ -68,6 +84,14 @@ def tables() -> str:
         table(("form", "meaning", "effect", "sites", "slots (axes)", "PEFT", "source"), of_forms),
         "## Effects",
         table(("effect", "meaning", "weight", "runs"), of_effects),
+        "## Partitions",
+        table(("method", "meaning", "needs", "source"), partitions),
+        "## Needs, by which `carve` chooses",
+        table(("method", "meaning", "units", "source"), needs),
+        "## Routers",
+        table(("kind", "meaning", "needs the activations", "source"), routers),
+        "## Targets of `moe`",
+        table(("target", "dense families", "shared expert", "routing", "source"), targets),
         "## Families",
         FAMILIES,
         table(("family",), families),

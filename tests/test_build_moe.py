@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from brickwork.brick.base import Fingerprint
 from brickwork.brick.partition import Partition, PartitionSpec
-from brickwork.build.moe import export_moe, plan_moe, write_moe
+from brickwork.build.moe import export_moe, plan_moe
 from brickwork.build.moe_targets import MOE_TARGETS, MoeSizes, choose_target
 from brickwork.errors import ConfigurationError, ModelError, UnknownNameError
+from brickwork.model.export import write_checkpoint
 from brickwork.model.ffn import ffn_of
 from brickwork.model.load import load_model, wrap_model
 from tests.moe import choices, dense, divide, masked, said
@@ -44,7 +45,7 @@ def test_written_and_loaded_it_says_what_the_dense_model_says(
     torch.testing.assert_close(said(whole), said(loaded.model), atol=1e-4, rtol=0)
 
     some = export_moe(loaded, partition, target=target, top_k=2)
-    write_moe(some, loaded.tokenizer, tmp_path / "some")
+    write_checkpoint(some, tmp_path / "some", tokenizer=loaded.tokenizer)
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "some")
     assert read.config.model_type == target
     with choices(read) as chosen:
@@ -100,7 +101,7 @@ def test_tensors_on_disk_have_the_names_of_published_checkpoints(
     row = MOE_TARGETS[target]
     loaded = dense(row.dense[0])
     partition = divide(loaded, *(PLAIN if row.shared == "never" else SHARING))
-    write_moe(export_moe(loaded, partition, target=target, top_k=2), None, tmp_path / "m")
+    write_checkpoint(export_moe(loaded, partition, target=target, top_k=2), tmp_path / "m")
     with safe_open(tmp_path / "m" / "model.safetensors", "pt") as file:
         names = set(file.keys())
         assert {f"model.layers.1.{name}" for name in NAMES[target]} <= names
@@ -118,7 +119,7 @@ def test_tensors_on_disk_have_the_names_of_published_checkpoints(
 def test_bfloat16_is_written_and_computes_as_the_dense_model(tmp_path: Path) -> None:
     loaded = wrap_model(tiny_model("llama").to(torch.bfloat16), None, "llama")
     model = export_moe(loaded, divide(loaded, shared=16))
-    write_moe(model, None, tmp_path / "m")
+    write_checkpoint(model, tmp_path / "m")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     assert read.dtype == torch.bfloat16
     # The weights are 1 to the bit; sums of 4 experts are rounded to 8 bits one after the other.
@@ -139,7 +140,7 @@ def test_what_both_families_have_is_carried_over(tmp_path: Path) -> None:
     rebuilt.load_state_dict(loaded.model.state_dict())
     rebuilt.generation_config = loaded.model.generation_config
     loaded = wrap_model(rebuilt.eval(), None, "mistral")
-    write_moe(export_moe(loaded, divide(loaded)), None, tmp_path / "m")
+    write_checkpoint(export_moe(loaded, divide(loaded)), tmp_path / "m")
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     assert read.config.rope_parameters == loaded.model.config.rope_parameters
     assert read.config.head_dim == 16
@@ -162,7 +163,9 @@ def test_tied_embeddings_stay_tied_and_nothing_is_shared_with_the_dense_model() 
 
 def test_brickwork_reads_a_mixture_of_a_family_that_it_knows(tmp_path: Path) -> None:
     loaded = dense("qwen3")
-    write_moe(export_moe(loaded, divide(loaded), top_k=2), loaded.tokenizer, tmp_path / "m")
+    write_checkpoint(
+        export_moe(loaded, divide(loaded), top_k=2), tmp_path / "m", tokenizer=loaded.tokenizer
+    )
     read = load_model(str(tmp_path / "m"))
     assert read.architecture is not None
     ffn: Any = ffn_of(read.model, 0)
@@ -293,8 +296,8 @@ def test_a_partition_of_another_model_is_refused() -> None:
 def test_a_folder_that_exists_is_left_as_it_is(tmp_path: Path) -> None:
     loaded = dense("llama")
     (tmp_path / "m").mkdir()
-    with pytest.raises(ConfigurationError, match="which exists; choose another folder"):
-        write_moe(export_moe(loaded, divide(loaded)), None, tmp_path / "m")
+    with pytest.raises(ModelError, match="which is there already"):
+        write_checkpoint(export_moe(loaded, divide(loaded)), tmp_path / "m")
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
 
 
@@ -307,7 +310,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(type(loaded.tokenizer), "save_pretrained", fail)
     with pytest.raises(ModelError, match="disk full"):
-        write_moe(model, loaded.tokenizer, tmp_path / "m")
+        write_checkpoint(model, tmp_path / "m", tokenizer=loaded.tokenizer)
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from brickwork.brick.folder import write_brick
 from brickwork.brick.partition import write_partition
 from brickwork.cli.moe import moe
-from brickwork.errors import ConfigurationError
+from brickwork.errors import ConfigurationError, ModelError
 from brickwork.model.load import load_model
 from brickwork.reference.paths import probe_file
 from tests.moe import dense, divide, router_brick
@@ -108,7 +108,7 @@ def test_training_needs_steps_and_data(place: Path, tmp_path: Path, words: list[
 
 
 def test_an_existing_folder_is_refused_before_the_work(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="which exists; choose another folder"):
+    with pytest.raises(ModelError, match="which is there already"):
         run(place, "-o", str(tmp_path), "--data", "nowhere.jsonl")
 
 

@@ -8,12 +8,8 @@ keeps the weight 1 that its neurons had, so that no training is needed to make u
 """
 
 import copy
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +19,10 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.initialization import no_init_weights
 
 from brickwork.brick.check import fingerprint_misfits
-from brickwork.brick.durable import sync_folder
 from brickwork.brick.partition import Partition
 from brickwork.build.moe_routers import centroid_routers, flat_router, gated_ffn, hearing
 from brickwork.build.moe_targets import MoeSizes, MoeTarget, choose_target, moe_config
@@ -324,50 +318,3 @@ def _mixture(
 
 def _padded(rows: Float[Tensor, "neurons hidden"], more: int) -> Float[Tensor, "wider hidden"]:
     return torch.cat([rows, rows.new_zeros(more, rows.shape[1])])
-
-
-def write_moe(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
-) -> None:
-    """Write the model as a checkpoint, all of it or nothing.
-
-    Tensors are named as in the family's published checkpoints, one for each expert.
-
-    Args:
-        model: as ``export_moe`` or ``tune_moe`` leaves it.
-        tokenizer: goes into the folder, too, if there is one.
-        folder: must not exist.
-
-    Raises:
-        ConfigurationError: if the folder exists.
-    """
-    folder = folder.absolute()
-    require_new(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=".brickwork-", dir=folder.parent))
-    try:
-        with transformers_at(f"write the model to {folder.name!r}"):
-            model.save_pretrained(workshop / "new")
-            if tokenizer is not None:
-                tokenizer.save_pretrained(workshop / "new")
-        _settle(workshop / "new")
-        (workshop / "new").rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def require_new(folder: Path) -> None:
-    """Refuse a folder that exists, with a ``ConfigurationError``."""
-    if os.path.lexists(folder):
-        raise ConfigurationError(
-            f"a model was to be written to {str(folder)!r}, which exists; choose another folder."
-        )
-
-
-def _settle(folder: Path) -> None:
-    """Make what other libraries wrote outlast a power failure."""
-    for file in folder.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    sync_folder(folder)

@@ -55,6 +55,12 @@ COMMANDS = (
     LateCommand("run", "brickwork.cli.run:run", "Answer an instruction with the bricks it needs."),
     LateCommand("model", "brickwork.cli.model:model", "What a model is made of."),
     LateCommand("analyze", "brickwork.cli.analyze:analyze", "Find which parts of a model do what."),
+    LateCommand(
+        "partition", "brickwork.cli.partition:partition", "Divide a model's FFNs into groups."
+    ),
+    LateCommand("router", "brickwork.cli.router:router", "Train and compare routers over groups."),
+    LateCommand("carve", "brickwork.cli.carve:carve", "Write a smaller model for one function."),
+    LateCommand("moe", "brickwork.cli.moe:moe", "Write a dense model as a mixture of experts."),
     LateCommand("store", "brickwork.cli.store:store", "Keep bricks: add, list, show, verify."),
     LateCommand(
         "reference", "brickwork.cli.reference:reference", "The embedded model and its bricks."

@@ -118,9 +118,10 @@ def _written(
     loaded: "LoadedModel", groups: "Partition", plan: "MoePlan", out: Path, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Export, measure, train if asked for, and write; what was measured."""
-    from brickwork.build.moe import export_moe, require_new, write_moe
+    from brickwork.build.moe import export_moe
+    from brickwork.model.export import require_free, write_checkpoint
 
-    require_new(out)
+    require_free(out)
     seed, target = options["seed"], plan.target.model_type
     training, held_out = _instances(loaded, options) if options["data"] else ([], [])
     routers = _routers(loaded, groups, options["router"])
@@ -136,7 +137,15 @@ def _written(
     if options["tune_steps"]:
         _tune(mixture, training, options["tune_steps"], options["tune_experts"], seed)
         losses["top_k_tuned"] = _loss(mixture, held_out)
-    write_moe(mixture, loaded.tokenizer, out)
+    record = {
+        "operation": "moe",
+        "base": loaded.base.fingerprint.model_dump(mode="json"),
+        "partition": groups.hash,
+        "target": target,
+        "top_k": plan.sizes.top_k,
+        "losses": losses,
+    }
+    write_checkpoint(mixture, out, tokenizer=loaded.tokenizer, record=record)
     return {"losses": losses}
 
 

@@ -52,7 +52,7 @@ def attribute(
         rows: opened with the layout of ``attribution_layout``.
         advance: told the number of instances that have just been done.
     """
-    groups = groups_by_length([len(s.ids) for s in sequences], _budget(loaded.model))
+    groups = groups_by_length([len(s.ids) for s in sequences], gradient_budget(loaded.model))
     rows.fill(groups, lambda group: _rows(loaded.model, [sequences[i] for i in group]), advance)
 
 
@@ -66,7 +66,7 @@ def kept_bytes(model: CausalModel) -> int:
     return 4 * int(sum(layers) + _KEPT_WORDS * config.vocab_size)
 
 
-def _budget(model: CausalModel) -> int:
+def gradient_budget(model: CausalModel) -> int:
     """Tokens in a batch, so that what the backward pass keeps stays bounded."""
     return min(_TOKENS_PER_BATCH, _KEPT_BYTES // kept_bytes(model) + 1)
 
@@ -83,7 +83,7 @@ def _rows(model: CausalModel, batch: Sequence[Encoded]) -> dict[str, Tensor]:
         return tap
 
     layers = range(layers_of(model))
-    with _differentiable(model), tapped(model, neurons={n: keeping(n) for n in layers}):
+    with differentiable(model), tapped(model, neurons={n: keeping(n) for n in layers}):
         nats, answers = token_losses(model, batch, whole=False)
     loss = (nats / answers.sum(1, keepdim=True)).sum()
     gradients = torch.autograd.grad(loss, [seen[n][0] for n in layers])
@@ -99,7 +99,7 @@ def _rows(model: CausalModel, batch: Sequence[Encoded]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _differentiable(model: CausalModel) -> Iterator[None]:
+def differentiable(model: CausalModel) -> Iterator[None]:
     """Let gradients reach the activations, and no weight: that saves what weights would need."""
 
     def ask(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
