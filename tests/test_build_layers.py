@@ -39,5 +39,5 @@ def test_what_a_model_does_not_have_is_refused() -> None:
         skip_brick(base, [0, 1])
     with pytest.raises(ConfigurationError, match="no layer was named"):
         exit_brick(base, [], 0.5)
-    with pytest.raises(ConfigurationError, match="confidence 1.5 was asked for"):
+    with pytest.raises(ConfigurationError, match=r"confidence 1\.5 was asked for"):
         exit_brick(base, [0], 1.5)

@@ -585,7 +585,10 @@ def test_a_wrong_document_on_a_smaller_model_is_refused_by_field(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"holds no routers\.json; name the folder that a comparison of routers was written to"),
+        (
+            None,
+            r"holds no routers\.json; name the folder that a comparison of routers was written to",
+        ),
         (b"{", "is not JSON: .*make the comparison of routers again"),
         (b"\xff\xfe", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),

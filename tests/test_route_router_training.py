@@ -12,6 +12,7 @@ from brickwork.brick.folder import read_brick, write_brick
 from brickwork.brick.forms import effects_of
 from brickwork.brick.partition import Partition, PartitionSpec
 from brickwork.errors import ConfigurationError, DataError, UnknownNameError
+from brickwork.measure.centroids import centroids, weighted_centroids
 from brickwork.measure.instances import encode_instances
 from brickwork.model.ffn import FFN
 from brickwork.model.parts import ffn_row_of
@@ -23,10 +24,8 @@ from brickwork.route.router_learners import (
     Place,
     RouterRecipe,
     balance_loss,
-    centroids,
     gate_scorer,
     mlp_scorer,
-    weighted_centroids,
 )
 from brickwork.route.router_passes import captured_energy, dense_ffn, dense_layers, energy_kept
 from brickwork.route.router_training import (
@@ -204,7 +203,7 @@ def test_centroids_are_those_of_a_slow_loop(family: str) -> None:
         weighted[group] += rows[i] * loud
     # float32 sums in another order
     torch.testing.assert_close(centroids(ffn, owner), plain / plain.norm(dim=1, keepdim=True))
-    found = weighted_centroids(Place(ffn, norms, owner, RouterRecipe()))
+    found = weighted_centroids(ffn, owner, norms)
     torch.testing.assert_close(found, weighted / weighted.norm(dim=1, keepdim=True))
 
 

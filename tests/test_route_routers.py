@@ -13,6 +13,7 @@ from torch import Tensor
 from brickwork.brick.effects import Route
 from brickwork.brick.forms import find_form
 from brickwork.errors import UnknownNameError
+from brickwork.measure.centroids import membership
 from brickwork.model.ffn import FFN, ffn_of
 from brickwork.route.routers import (
     INDICATORS,
@@ -26,7 +27,6 @@ from brickwork.route.routers import (
     kept,
     kept_after_prompts,
     kind_of,
-    membership,
     neurons_of,
     prompt_kept,
     random_scores,

@@ -12,6 +12,7 @@ from brickwork.brick.brick import Brick
 from brickwork.brick.configuration import Configuration
 from brickwork.brick.spec import BrickSpec
 from brickwork.measure.ablation import silencing_heads, skipping
+from brickwork.model.ffn import FFN, ffn_of
 from brickwork.model.load import LoadedModel
 from brickwork.model.parts import role_path
 from brickwork.model.slices import slices_at
@@ -277,7 +278,35 @@ def counted(base: LoadedModel, layer: int) -> Iterator[list[int]]:
         handle.remove()
 
 
-ROWS = ("half", "groups", "prompt", "half,groups", "")
+def gate_threshold(base: LoadedModel) -> Brick:
+    """Neurons whose gate (or activation, without one) is above 0.1 in size."""
+    slots = {f"layers.{n}.mlp.down": {"quantiles": torch.full((3,), 0.1)} for n in (0, 1)}
+    return brick(base, "router", slots, density=0.5)
+
+
+@dense_family
+def test_a_threshold_looks_at_the_gate_alone(family: str) -> None:
+    base = loaded(family)
+    (found,) = serving(base, loud=gate_threshold(base)).logits([PROMPT], [using("loud")])
+    seen: dict[int, Tensor] = {}
+
+    def loud(layer: int) -> object:
+        ffn = ffn_of(base.model, layer)
+        assert isinstance(ffn, FFN)
+        gate, bias = (ffn.up, ffn.up_bias) if ffn.gate is None else (ffn.gate, ffn.gate_bias)
+
+        def tap(h: Tensor, _routed: object) -> Tensor:
+            said = ffn.activation(torch.nn.functional.linear(seen[layer], gate, bias))
+            return h * (said.abs() > 0.1)
+
+        return tap
+
+    inputs = {n: lambda x, n=n: seen.__setitem__(n, x) for n in (0, 1)}
+    with tapped(base.model, inputs=inputs, neurons={n: loud(n) for n in (0, 1)}):  # type: ignore[arg-type, misc]
+        close(found, bare(base))
+
+
+ROWS = ("half", "groups", "prompt", "half,groups", "loud", "")
 
 
 def selections(base: LoadedModel) -> dict[str, Brick]:
@@ -289,6 +318,7 @@ def selections(base: LoadedModel) -> dict[str, Brick]:
         "half": brick(base, "mask", {a: {"keep": half(48, n)} for n, a in enumerate(downs)}),
         "groups": brick(base, "router", linear, density=0.4),
         "prompt": router(base, "prompt"),
+        "loud": gate_threshold(base),
     }
 
 
@@ -297,7 +327,7 @@ def selections(base: LoadedModel) -> dict[str, Brick]:
 def test_a_packed_model_says_the_same_and_computes_no_ffn_whole_to_say_it(family: str) -> None:
     base = loaded(family)
     model = serving(base, **selections(base))
-    prompts = random_prompts([6, 3, 5, 4, 7])
+    prompts = random_prompts([6, 3, 5, 4, 7, 5])
     rows = [using(bricks, max_new_tokens=5) for bricks in ROWS]
     whole = [model.generate([p], [r])[0].tokens for p, r in zip(prompts, rows, strict=True)]
     before = {name: p.clone() for name, p in base.model.named_parameters()}
@@ -308,7 +338,7 @@ def test_a_packed_model_says_the_same_and_computes_no_ffn_whole_to_say_it(family
             assert found.tokens == expected
             sparse = row.bricks and role_path(base.model, "mlp", 1) is not None
             assert calls[0] == (1 if sparse else len(expected))  # by the prompt, or by every token
-        assert [a.tokens for a in model.generate(prompts[:4], rows[:4])] == whole[:4]
+        assert [a.tokens for a in model.generate(prompts[:5], rows[:5])] == whole[:5]
     assert all(torch.equal(p, before[name]) for name, p in base.model.named_parameters())
 
 

@@ -56,6 +56,7 @@ _READ = click.Path(path_type=Path, exists=True)
 @click.option("--heal-data", help="Instances to train on (default: those chosen on).")
 @click.option("-o", "--out", type=_FOLDER, help="Folder for the checkpoint; must not exist.")
 @click.option("--brick", type=_FOLDER, help="Folder for the same choice as a brick.")
+@click.option("--report", type=_FOLDER, help="Folder for a page with figures of what was kept.")
 @click.option(
     "--evaluation",
     type=_COUNT,
@@ -94,6 +95,7 @@ def _require_sense(options: Mapping[str, Any]) -> None:
     """Refuse what contradicts itself before anything is loaded."""
     from brickwork.errors import ConfigurationError
     from brickwork.model.export import require_free
+    from brickwork.report.extra import require_report
 
     if options["dry_run"]:
         return
@@ -113,6 +115,13 @@ def _require_sense(options: Mapping[str, Any]) -> None:
             f"{' and '.join(changing)} changes weights, and a brick only keeps or leaves out; name "
             "a folder for the checkpoint (-o), too."
         )
+    if options["report"] is not None:
+        if options["out"] is None:
+            raise ConfigurationError(
+                "a report tells sizes before and after, and no checkpoint is to be written; name "
+                "a folder for it (-o), too."
+            )
+        require_report()
     if options["brick"] is not None and options["units"] == "experts":
         raise ConfigurationError(
             "experts were to be kept by a brick, but a router would still pick the others; carve "
@@ -176,6 +185,12 @@ def _carve(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         parents = () if asked.partition is None else (asked.partition.hash,)
         _write_brick(loaded, aim, choice, parents, options, document)
         document["brick"] = str(options["brick"])
+    if options["report"] is not None:
+        from brickwork.cli.carve_report import write_report
+
+        seed, folder = options["seed"], options["report"]
+        files = write_report(loaded, choice, document, _data_name(options), seed, folder)
+        document["report"] = str(folder / next(f for f in files if f.endswith(".html")))
     return document
 
 
@@ -303,7 +318,7 @@ def _data_name(options: Mapping[str, Any]) -> str:
 
 def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that decide the result, with names in the place of paths."""
-    passed = {"out", "brick", "dry_run", "device", "as_json"}
+    passed = {"out", "brick", "report", "dry_run", "device", "as_json"}
     told = {name: value for name, value in options.items() if name not in passed}
     return {name: value.name if isinstance(value, Path) else value for name, value in told.items()}
 

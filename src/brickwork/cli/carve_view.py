@@ -47,9 +47,8 @@ def render(console: Console, document: Mapping[str, Any]) -> None:
     )
     if "size" in document:
         _print_sizes(console, document["size"])
-    for place in ("out", "brick"):
+    for place, word in (("out", "checkpoint"), ("brick", "brick"), ("report", "report")):
         if place in document:
-            word = "checkpoint" if place == "out" else "brick"
             console.print(f"{word}: {document[place]}", markup=False, soft_wrap=True)
 
 

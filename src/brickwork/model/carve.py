@@ -94,13 +94,13 @@ def carve_model(loaded: LoadedModel, kept: Kept) -> PreTrainedModel:
     plan = _plan(model, kept)
     carved_outline(loaded, kept)  # refuses before anything is copied
     with torch.random.fork_rng(devices=[]), no_init_weights():
-        smaller = _empty(model, plan)
+        smaller: Any = _empty(model, plan)
     smaller.load_state_dict(_state(model, plan), strict=True, assign=True)
     smaller.tie_weights()
     smaller.to(loaded.device)  # what follows from the configuration is there, not in the state
     smaller.generation_config = copy.deepcopy(model.generation_config)
-    smaller.eval()
-    return smaller
+    carved: PreTrainedModel = smaller.eval()
+    return carved
 
 
 def carved_outline(loaded: LoadedModel, kept: Kept) -> PreTrainedModel:

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, normalize
 
 from brickwork.errors import UnknownNameError
+from brickwork.measure.centroids import weighted_centroids
 from brickwork.model.ffn import FFN
 from brickwork.route.routers import (
     Level,
     group_scores,
     groups_kept,
-    membership,
     reading,
     truth_scores,
 )
@@ -275,32 +275,6 @@ def find_objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def centroids(ffn: FFN, owner: Int[Tensor, " neurons"]) -> Float[Tensor, "groups hidden"]:
-    """The direction of input that each group answers to, as MoEfication has it.
-
-    Source:
-        Zhang et al. 2021 (arXiv:2110.01786), similarity: the mean of the group's rows of length 1.
-        Of a gated FFN the gate's rows are taken: with those of ``up`` less is captured than by
-        groups that are always the same.
-    """
-    return normalize(membership(owner).T @ normalize(_rows(ffn)))
-
-
-def weighted_centroids(place: "Place") -> Float[Tensor, "groups hidden"]:
-    """As ``centroids``, of the rows as they are, each by how loud its neuron can be.
-
-    That is the norm of its output column, times that of its row of ``up`` where there is a gate.
-    """
-    loud = place.norms
-    if place.ffn.gate is not None:
-        loud = loud * place.ffn.up.detach().float().norm(dim=1)
-    return normalize(membership(place.groups).T @ (_rows(place.ffn) * loud.unsqueeze(1)))
-
-
-def _rows(ffn: FFN) -> Float[Tensor, "neurons hidden"]:
-    return (ffn.up if ffn.gate is None else ffn.gate).detach().float()
-
-
 def gate_scorer(place: "Place") -> Scorer:
     """A linear gate that begins with no opinion."""
     start = torch.zeros(int(place.groups.max()) + 1, place.ffn.up.shape[1])
@@ -313,7 +287,7 @@ def mlp_scorer(place: "Place") -> Scorer:
     Source:
         Zhang et al. 2021 (arXiv:2110.01786), MLP selection. Other widths repeat the centroids.
     """
-    found = weighted_centroids(place)
+    found = weighted_centroids(place.ffn, place.groups, place.norms)
     groups, width = len(found), place.recipe.width or len(found)
     own = torch.arange(width, device=found.device) % groups
     second = (own == torch.arange(groups, device=found.device).unsqueeze(1)).float()

@@ -20,6 +20,7 @@ from brickwork.brick.effects import Route
 from brickwork.brick.partition import Partition
 from brickwork.brick.spec import BrickSpec, Lineage, Metric
 from brickwork.errors import ConfigurationError, DataError, UnknownNameError, listed
+from brickwork.measure.centroids import centroids, weighted_centroids
 from brickwork.measure.perplexity import TOKENS_PER_BATCH
 from brickwork.model.load import LoadedModel
 from brickwork.model.parts import CausalModel, part_of
@@ -32,11 +33,9 @@ from brickwork.route.router_learners import (
     Place,
     Quantiles,
     RouterRecipe,
-    centroids,
     find_objective,
     gate_scorer,
     mlp_scorer,
-    weighted_centroids,
 )
 from brickwork.route.router_passes import (
     captured_energy,
@@ -88,7 +87,7 @@ TRAININGS: Mapping[str, Training] = {
     ),
     "centroid": Training(
         "centroids weighted by how loud each neuron can be, from the weights", "this package",
-        "linear", True, lambda p: _linear(p, weighted_centroids(p)),
+        "linear", True, lambda p: _linear(p, weighted_centroids(p.ffn, p.groups, p.norms)),
     ),
     "gate": Training(
         "a linear gate that learns each group's share of the output",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from brickwork.brick.effects import Route
 from brickwork.errors import UnknownNameError
+from brickwork.measure.centroids import membership
 from brickwork.model.ffn import FFN
 
 Level = Literal["token", "prompt"]
@@ -349,12 +350,6 @@ def truth_scores(
         raise UnknownNameError("indicator", indicator, INDICATORS)
     value = INDICATORS[indicator].value(h.float(), norms.float())
     return value @ membership(owner)
-
-
-def membership(owner: Int[Tensor, " neurons"]) -> Float[Tensor, "neurons groups"]:
-    """1 where a neuron belongs to a group; a shared one belongs to none."""
-    numbers = torch.arange(int(owner.max()) + 1, device=owner.device)
-    return (owner.unsqueeze(1) == numbers).float()
 
 
 def random_scores(

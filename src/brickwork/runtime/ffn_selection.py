@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from brickwork.brick.effects import Route
+from brickwork.model.ffn import FFN, Experts
 from brickwork.model.taps import Routed
-from brickwork.route.routers import ROUTERS, kept, kind_of, prompt_kept
+from brickwork.route.routers import ROUTERS, kept, kind_of, prompt_kept, reading
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class FfnSelection:
 
     Args:
         mask: the neurons that each row's masks keep; None if no row has one.
-        routes: the routers of each row.
+        routes: the routers of each row; none where the FFN is a mixture of experts.
         spans: where the rows stand; choices by prompt are made in the first pass.
+        ffn: what the routers choose in.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class FfnSelection:
         mask: Bool[Tensor, "rows neurons"] | None,
         routes: Sequence[Sequence[Route]],
         spans: Spans,
+        ffn: FFN | Experts,
     ) -> None:
+        self._ffn = ffn
         self._mask = None if mask is None else mask.unsqueeze(1)
         self._routes, self._spans, self._rows = routes, spans, len(spans.lengths)
         self._by_token: dict[int, tuple[Route, list[int]]] = {}
@@ -70,12 +74,22 @@ class FfnSelection:
         return not self._by_token and not (self.by_prompt and self._chosen is None)
 
     @property
-    def needs_activation(self) -> bool:
-        """Whether the next choice needs what the FFN is to compute."""
+    def needs_activations(self) -> bool:
+        """Whether the next choice needs all that the FFN is to compute."""
+        return "activation" in self._reads()
+
+    @property
+    def share_read(self) -> float:
+        """The share of the FFN's weights that the next choice reads of every neuron."""
+        gated = isinstance(self._ffn, FFN) and self._ffn.gate is not None
+        return (1 / 3 if gated else 1 / 2) * ("gate" in self._reads())
+
+    def _reads(self) -> set[str]:
+        """What the routers that are still to choose read."""
         ahead = [route for route, _ in self._by_token.values()]
         if self._chosen is None:
             ahead += [r for own in self._routes for r in own if r.level == "prompt"]
-        return any(ROUTERS[kind_of(route.tensors)].needs_activation for route in ahead)
+        return {ROUTERS[kind_of(route.tensors)].reads for route in ahead}
 
     def see(self, x: Float[Tensor, "positions hidden"]) -> None:
         """Remember what the FFN reads; a tap on its input."""
@@ -98,7 +112,8 @@ class FfnSelection:
         """What is kept at every position; one choice for all tokens where none depends on them."""
         found = self._mask
         for route, users in self._by_token.values():
-            own = kept(route, x[users].flatten(0, 1), partial(_of_rows, h, users))
+            own_x = x[users].flatten(0, 1)
+            own = kept(route, own_x, self._read(route, own_x, partial(_of_rows, h, users)))
             if found is None:
                 found = own.new_ones(len(x), 1, own.shape[-1])
             if len(users) == len(x):
@@ -122,10 +137,23 @@ class FfnSelection:
         for row, own in enumerate(self._routes):
             first = tokens - self._spans.lengths[row]
             prompt = slice(first, max(first, tokens - self._spans.told[row]) + 1)
-            chosen[row] = _chosen_by(own, x[row, prompt], activations[row, prompt], chosen[row, 0])
+            said = activations[row, prompt]
+            for route in own:
+                if route.level == "prompt":
+                    read = self._read(route, x[row, prompt], partial(_itself, said))
+                    chosen[row] &= prompt_kept(route, x[row, prompt], read)
         self._chosen = chosen
         tells = self._spans.tells(tokens).to(x.device).unsqueeze(-1)
         return chosen | ~tells
+
+    def _read(
+        self, route: Route, x: Float[Tensor, "positions hidden"], h: Callable[[], Tensor]
+    ) -> Callable[[], Float[Tensor, "positions neurons"]]:
+        """What the router reads of the FFN, computed when it is asked for."""
+        reads = ROUTERS[kind_of(route.tensors)].reads
+        if reads == "activation" or not isinstance(self._ffn, FFN):
+            return h
+        return reading(reads, self._ffn, x)
 
     def _tap_experts(self, h: Tensor, routed: Routed) -> Tensor:
         """The activations of the experts that were picked; only masks choose among those."""
@@ -142,14 +170,5 @@ def _of_rows(h: Callable[[], Tensor], rows: list[int]) -> Float[Tensor, "positio
     return h()[rows].flatten(0, 1)
 
 
-def _chosen_by(
-    routes: Sequence[Route],
-    x: Float[Tensor, "tokens hidden"],
-    h: Float[Tensor, "tokens neurons"],
-    keep: Bool[Tensor, " neurons"],
-) -> Bool[Tensor, " neurons"]:
-    """What is left of ``keep`` by the routers that choose once for a prompt."""
-    for route in routes:
-        if route.level == "prompt":
-            keep = keep & prompt_kept(route, x, lambda: h)
-    return keep
+def _itself(said: Tensor) -> Tensor:
+    return said

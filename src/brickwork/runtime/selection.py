@@ -129,7 +129,12 @@ def _ffn_selections(
     routed = {loaded.base.sites[route.site].layer for own in routes for route in own}
     layers = sorted({*by_layer, *(layer for layer in routed if layer is not None)})
     return {
-        layer: FfnSelection(by_layer.get(layer), [_at(loaded, own, layer) for own in routes], spans)
+        layer: FfnSelection(
+            by_layer.get(layer),
+            [_at(loaded, own, layer) for own in routes],
+            spans,
+            ffn_of(loaded.model, layer),
+        )
         for layer in layers
     }
 
@@ -220,10 +225,10 @@ class _Sparse:
 
     def __call__(self, x: Float[Tensor, "rows tokens hidden"]) -> Tensor | None:
         """What the FFN says, or None where it had better be computed whole."""
-        if x.dim() != 3 or x.shape[1] != 1 or self._selection.needs_activation:
+        if x.dim() != 3 or x.shape[1] != 1 or self._selection.needs_activations:
             return None
         neurons, keep = self._chosen(x)
-        density = len(neurons) / self._ffn.neurons
+        density = len(neurons) / self._ffn.neurons + self._selection.share_read
         self._policy = self._policy or crossover(self._records)
         if self._policy.choose(density, len(x)) == "dense":
             return None

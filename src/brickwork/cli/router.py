@@ -1,0 +1,286 @@
+"""``brickwork router``: make routers that choose parts of FFNs for each token, and compare them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from brickwork.cli.console import emit, progress, stderr_console
+from brickwork.cli.options import model_options, output_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from brickwork.brick.brick import Brick
+    from brickwork.measure.instances import Instance
+    from brickwork.measure.selection_results import RouterQuality
+    from brickwork.model.load import LoadedModel
+    from brickwork.model.train import Encoded
+
+_COUNT = click.IntRange(min=1)
+_SHARE = click.FloatRange(0, 1, min_open=True)
+_LEVEL = click.Choice(["token", "prompt"])
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class ListType(click.ParamType[tuple[Any, ...]]):
+    """Words or numbers with commas between them."""
+
+    def __init__(self, item: type[str] | type[float]) -> None:
+        self.name = "A,B,..."
+        self._item = item
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
+        """The items."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self._item(word.strip()) for word in value.split(",") if word.strip())
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers; write for example 0.1,0.5.", param, ctx)
+
+
+@click.group()
+def router() -> None:
+    """Routers that choose which parts of FFNs each token needs."""
+
+
+def _data_options(command: Any) -> Any:
+    """Options that say what routers learn from, and how."""
+    for option in (
+        click.option("--rate", type=click.FloatRange(0, min_open=True), default=2.0,
+                     help="How far a step can move a score."),
+        click.option("--balance", type=click.FloatRange(0), default=0.0,
+                     help="Weight of the loss that spreads tokens over groups."),
+        click.option("--objective", default="share", help="What is learned: share, fire or best."),
+        click.option("--width", type=_COUNT, help="Inner width of an MLP router."),
+        click.option("--epochs", type=_COUNT, default=1, help="Passes over the data."),
+        click.option("--longest", type=_COUNT, default=512,
+                     help="Tokens after which a text is cut."),
+        click.option("--instances", type=_COUNT,
+                     help="Instances of each functionality (default: all)."),
+        click.option("--mapping", help="How to read a data set: a shipped name, or a YAML file."),
+        click.option("--data-revision", help="Branch, tag or commit of a data set on the Hub."),
+        click.option("--revision", help="Branch, tag or commit of MODEL on the Hub."),
+        click.option("--data", required=True,
+                     help="Labelled instances: JSONL, a folder, a Hub id, or `reference`."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@router.command()
+@click.argument("model")
+@click.option("--kind", required=True, help="How it comes to be: gate, mlp, threshold, ...")
+@click.option("--partition", type=_FOLDER, help="Folder of the groups, for kinds with groups.")
+@_data_options
+@click.option("--density", type=_SHARE, default=0.2, help="Share of the neurons that is kept.")
+@click.option("--level", type=_LEVEL, default="token", help="One choice for each of these.")
+@click.option("-o", "--out", type=_FOLDER, required=True, help="Folder of the brick.")
+@click.option("--replace", is_flag=True, help="Put it in the place of a brick that is there.")
+@model_options
+@output_options
+def train(model: str, kind: str, out: Path, as_json: bool, **options: Any) -> None:
+    """Make a router for the dense FFNs of MODEL, as a brick.
+
+    MODEL is a folder, a Hub id, or `reference`, the embedded model.
+
+    \b
+    Examples:
+      brickwork router train reference --kind threshold --data reference -o threshold
+      brickwork router train reference --kind gate --partition groups --data reference \\
+        --density 0.3 -o gate
+    """  # fmt: skip
+    import torch
+
+    from brickwork.brick.folder import write_brick
+    from brickwork.brick.partition import read_partition
+    from brickwork.route.router_training import find_training, train_router
+
+    find_training(kind)
+    partition = None if options["partition"] is None else read_partition(options["partition"])
+    loaded, pairs = _open(model, options)
+    with progress("training", 1) as advance:
+        brick = train_router(
+            loaded, kind, sequences=[s for _, s in pairs], partition=partition,
+            recipe=_recipe(options, density=options["density"], level=options["level"]),
+            generator=torch.Generator().manual_seed(options["seed"]), advance=advance,
+        )  # fmt: skip
+    write_brick(brick, out, replace=options["replace"])
+    document = {
+        "out": str(out), "name": brick.spec.name, "hash": brick.hash, "bytes": brick.bytes,
+        "layers": len(brick.spec.sites), "density": options["density"], "level": options["level"],
+        "captured": brick.spec.metrics[0].after,
+    }  # fmt: skip
+    emit(document, as_json, lambda console: _render_brick(console, brick, out))
+
+
+@router.command()
+@click.argument("model")
+@click.option("--partition", type=_FOLDER, multiple=True, help="Folder of groups; several may be.")
+@click.option("--kinds", type=ListType(str), help="Routers and controls (default: all).")
+@click.option("--densities", type=ListType(float), help="Shares (default: 0.1 to 1).")
+@click.option("--level", type=_LEVEL, multiple=True, default=("token",), help="May be both.")
+@click.option("--evaluation", type=_COUNT, help="Instances of each functionality to measure on.")
+@_data_options
+@click.option(
+    "-o", "--out", type=_FOLDER, required=True, help="Folder for routers.json and a page."
+)
+@model_options
+@output_options
+def compare(model: str, out: Path, as_json: bool, **options: Any) -> None:
+    """Measure what routers and controls cost MODEL in loss, at several densities.
+
+    \b
+    Examples:
+      brickwork router compare reference --partition groups --data reference -o comparison
+      brickwork router compare reference --kinds threshold,magnitude --densities 0.1,0.3 \\
+        --level token --level prompt --data reference -o comparison
+    """  # fmt: skip
+    import torch
+
+    from brickwork.brick.partition import read_partition
+    from brickwork.report.extra import require_report
+    from brickwork.report.selection import write_router_report
+    from brickwork.route.router_quality import (
+        DENSITIES,
+        KINDS,
+        Contest,
+        compare_routers,
+        write_quality,
+    )
+    from brickwork.runtime.speed import ffn_speeds
+
+    require_report()
+    partitions = [read_partition(folder) for folder in options["partition"]]
+    contest = Contest(options["kinds"] or KINDS, options["densities"] or DENSITIES,
+                      options["level"])  # fmt: skip
+    loaded, pairs = _open(model, options)
+    quality = compare_routers(
+        loaded, partitions, contest=contest, trial=_trial(pairs, options),
+        recipe=_recipe(options), watch=_watch, seed=options["seed"],
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(options["seed"])
+    speeds = ffn_speeds(loaded, contest.densities, generator)
+    quality = quality.model_copy(update={"speeds": tuple(speeds)})
+    path = write_quality(quality, out)
+    pages = write_router_report(quality, out)
+    page = next(page for page in pages if page.suffix == ".html")
+    document = {"out": str(out), "file": str(path), "report": str(page),
+                **quality.model_dump(mode="json")}  # fmt: skip
+    emit(document, as_json, lambda console: _render_quality(console, quality, page))
+
+
+def _open(
+    model: str, options: dict[str, Any]
+) -> "tuple[LoadedModel, list[tuple[Instance, Encoded]]]":
+    """The model, and the instances that leave something to measure, with their sequences."""
+    from brickwork.measure.instances import encode_instances
+    from brickwork.measure.labelled import load_labelled
+    from brickwork.model.load import load_model
+    from brickwork.reference.paths import resolve_data, resolve_model
+
+    found = load_labelled(
+        resolve_data(options["data"]), mapping=options["mapping"],
+        revision=options["data_revision"], per_function=options["instances"],
+        seed=options["seed"],
+    ).instances  # fmt: skip
+    where = resolve_model(model)
+    loaded = load_model(
+        where, device=options["device"], dtype=options["dtype"], revision=options["revision"],
+        name=model if where != model else "",
+    )  # fmt: skip
+    config = loaded.model.config.get_text_config()
+    longest = min(options["longest"], getattr(config, "max_position_embeddings", 1 << 30))
+    sequences = encode_instances(loaded, found, longest).sequences
+    _note_experts(loaded)
+    return loaded, [(i, s) for i, s in zip(found, sequences, strict=True) if s is not None]
+
+
+def _note_experts(loaded: "LoadedModel") -> None:
+    """Say which layers are left alone."""
+    from brickwork.model.parts import layers_of
+    from brickwork.route.router_passes import dense_layers
+
+    skipped = sorted(set(range(layers_of(loaded.model))) - set(dense_layers(loaded.model)))
+    if skipped:
+        stderr_console().print(
+            f"layers {', '.join(map(str, skipped))} are mixtures of experts with routers of their "
+            "own; they are left alone",
+            markup=False,
+        )
+
+
+def _trial(pairs: "Sequence[tuple[Instance, Encoded]]", options: dict[str, Any]) -> Any:
+    from brickwork.measure.instances import default_evaluation, split_instances
+    from brickwork.route.router_quality import Trial
+
+    instances = [instance for instance, _ in pairs]
+    split = split_instances(
+        instances,
+        evaluation=options["evaluation"] or default_evaluation(instances),
+        seed=options["seed"],
+    )
+    return Trial(
+        [pairs[i][1] for i in split.localisation],
+        [pairs[i][1] for i in split.evaluation],
+        [instances[i].functionality for i in split.evaluation],
+        _data_name(options),
+    )
+
+
+def _recipe(options: dict[str, Any], **more: Any) -> Any:
+    from brickwork.route.router_learners import RouterRecipe
+
+    names = ("epochs", "rate", "objective", "balance", "width")
+    return RouterRecipe(**{n: options[n] for n in names}, data=_data_name(options), **more)
+
+
+def _data_name(options: dict[str, Any]) -> str:
+    """A name that tells nothing of where the data is on this machine."""
+    path = Path(options["data"]).expanduser()
+    return path.name if path.exists() else str(options["data"])
+
+
+@contextmanager
+def _watch(description: str, total: float) -> "Iterator[Any]":
+    with progress(description, total) as advance:
+        yield advance
+
+
+def _render_brick(console: "Console", brick: "Brick", out: Path) -> None:
+    from rich.filesize import decimal
+
+    options, metric = brick.spec.options, brick.spec.metrics[0]
+    console.print(
+        f"{brick.spec.name}: {len(brick.spec.sites)} layers, {decimal(brick.bytes)}; density "
+        f"{options['density']} by {options['level']} captures {metric.after:.1%} of the FFNs' "
+        f"energy on held-out sequences; brick: {out}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _render_quality(console: "Console", quality: "RouterQuality", path: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    base = fmean(quality.base_losses.values())
+    densities = sorted({row.density for row in quality.rows})
+    table = Table("router", "groups", "by", *(f"{density:.0%}" for density in densities))
+    rises: dict[tuple[str, str, str], dict[float, str]] = {}
+    for row in quality.rows:
+        groups = f"{row.groups} {row.partition}" if row.partition else "-"
+        rise = fmean(row.losses.values()) - base
+        rises.setdefault((row.router, groups, row.level), {})[row.density] = f"{rise:+.3f}"
+    for names, own in rises.items():
+        cells = (own.get(density, "-") for density in densities)
+        table.add_row(*map(Text, names), *cells)
+    console.print(table)
+    note = (
+        f"rise of the loss over {base:.3f} nats per response token (mean over functionalities) at "
+        f"each density; captured energy, cost and each functionality are in {path}"
+    )
+    console.print(note, markup=False, soft_wrap=True)
