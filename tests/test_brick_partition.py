@@ -65,9 +65,13 @@ def test_another_group_or_seed_is_another_hash() -> None:
     [
         ({}, "it has no layer"),
         ({0: torch.tensor([0, 2])}, "a group has no neurons"),
+        ({0: torch.tensor([0, 2**60])}, "a group has no neurons"),  # found without counting so far
         ({0: torch.tensor([-1, -1])}, "counted from 0"),
         ({0: torch.tensor([-2, 0])}, "counted from 0"),
         ({0: torch.tensor([0.0, 1.0])}, "whole numbers"),
+        ({0: torch.tensor([True, False])}, "whole numbers"),
+        ({0: torch.tensor([1j, 0j])}, "whole numbers"),
+        ({1: torch.tensor([0, 0])}, "layers.0: has a profile and no owners"),
         ({0: torch.tensor([0, 0, 0])}, "the profile is"),
     ],
 )

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from brickwork.brick.files import tensor_bytes
 from brickwork.brick.folder import read_brick
 from brickwork.brick.partition import Partition, PartitionSpec, write_partition
 from brickwork.cli.carve import carve
+from brickwork.cli.carve_view import render_plan
 from brickwork.errors import BrickworkError
 from brickwork.measure.choice import silenced
 from brickwork.measure.results import FILE
@@ -111,6 +114,20 @@ def test_a_global_budget_says_what_is_padding(run: Run) -> None:
     assert AutoModelForCausalLM.from_pretrained("out").config.intermediate_size == max(kept)
 
 
+def test_nothing_is_said_of_padding_where_there_is_none() -> None:
+    sizes = {"parameters": 10, "bytes": 40, "flops_per_token": 20}
+    document: dict[str, Any] = {
+        "units": "heads", "layers": [{"layer": 0, "kept": 1, "of": 2}],
+        "size": {"before": sizes, "after": sizes, "kept_parameters": 10},
+    }  # fmt: skip
+    text = StringIO()
+    render_plan(Console(file=text), document)
+    assert "zeros" not in text.getvalue()
+    document["size"]["kept_parameters"] = 9
+    render_plan(Console(file=text), document)
+    assert "9 parameters are kept; the rest pads" in text.getvalue()
+
+
 def test_examples_choose_and_what_is_left_is_compensated_and_healed(run: Run) -> None:
     text = run(
         *FEW[:1], *FEW[3:], "--like", "like.jsonl", "--data", "few.jsonl", "--density", "0.25",
@@ -146,6 +163,18 @@ def test_groups_of_a_partition(run: Run) -> None:
     assert [row["kept"] for row in found["layers"]] == [8] * 8
     assert "out" not in found
     assert read_brick(Path("b")).spec.granularity == "group"
+
+
+def test_groups_of_other_weights_are_refused(run: Run) -> None:
+    base = load_model(str(model_folder()), device="cpu", dtype="float32").base.fingerprint
+    spec = PartitionSpec(base=base.model_copy(update={"weights": "0" * 64}), method="by hand")
+    write_partition(Partition(spec, {n: torch.arange(1024) % 16 for n in range(8)}), Path("parts"))
+    words = (*FEW, "--units", "groups", "--partition", "parts")
+    with pytest.raises(BrickworkError, match="parts is of another model; make one of this"):
+        run(*words, "--for", "math", "-o", "out")
+    assert not Path("out").exists()
+    # Sizes depend on shapes alone, and an outline has no weights to compare.
+    assert [row["kept"] for row in run(*words, "--dry-run", "--json")["layers"]] == [8] * 8
 
 
 def write_analysis(folder: Path, fingerprint: str) -> dict[int, torch.Tensor]:
@@ -201,7 +230,13 @@ def test_a_dry_run_tells_sizes_and_writes_nothing(run: Run) -> None:
         (("--for", "Math"), "nowhere to write to"),
         (("--for", "Math", "--brick", "b", "--heal", "lora"), "a brick only keeps or leaves out"),
         (("--for", "Math", "-o", "."), "is there already"),
+        (("--for", "Math", "-o", "out", "--brick", "out"), "the same folder or around it"),
+        (("--for", "Math", "-o", "out/model", "--brick", "out"), "the same folder or around it"),
         (("--for", "Math", "--brick", "b", "--units", "experts"), "would still pick the others"),
+        (("--for", "Math", "-o", "out", "--partition", "."), "neurons, where it has no effect"),
+        (("--for", "Math", "-o", "out", "--analysis", "."), "method, where it has no effect"),
+        (("--for", "Math", "-o", "out", "--compensate", "--units", "heads"), "--heal what is left"),
+        (("--for", "Math", "-o", "out", "--heal-data", "few.jsonl"), "choose --heal lora or full"),
         (("--for", "Math", "-o", "out", "--by", "magnitud"), "did you mean 'magnitude'"),
         (("--for", "Math", "-o", "out", "--units", "groups"), "without a partition"),
         (("--for", "Math", "-o", "out", "--by", "functionality"), "there is no analysis"),

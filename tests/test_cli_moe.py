@@ -72,6 +72,7 @@ def test_losses_are_measured_where_there_is_data(place: Path, tmp_path: Path) ->
         "--tune-steps", "3", "--tune-experts",
     )  # fmt: skip
     losses = document["losses"]
+    assert document["measured_on"] == 2 * 1  # a fifteenth, at least one, of two functionalities
     assert list(losses) == ["dense", "all_experts", "top_k", "top_k_tuned"]
     assert losses["all_experts"] == pytest.approx(losses["dense"], abs=1e-4)
     assert abs(losses["top_k"] - losses["dense"]) > 1e-3
@@ -97,6 +98,7 @@ def test_a_person_reads_a_table(place: Path, tmp_path: Path) -> None:
     assert "mixtral" in text
     assert "4 of 12 neurons" in text
     assert "vLLM" in text
+    assert "checkpoint, not written (dry run):" in text
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,17 @@ def test_data_says_what_is_shared_and_what_groups_serve(tmp_path: Path) -> None:
     assert any(name in result.output for name in made.spec.functions)
 
 
+def test_a_place_where_no_folder_can_be_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "parts"):
+        result = call("no-such-model", "--groups", "4", "-o", out)
+        assert result.exit_code == 2
+        text = " ".join(result.stderr.split())
+        assert "was to be a folder, but" in text
+        assert "is a file; name another." in text
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = call(
         *REFERENCE, "--method", "coactivation", "--groups", "8", "--data", "reference",

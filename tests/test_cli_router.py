@@ -63,8 +63,10 @@ def test_a_brick_that_is_there_is_replaced_only_if_asked(place: Path) -> None:
     assert "density 0.2 by prompt captures" in first.stdout
     again = run(*words)
     assert isinstance(again.exception, BrickworkError)
-    assert "exists" in str(again.exception)
+    assert "there already" in str(again.exception)
     assert run(*words, "--replace").exit_code == 0
+    before_the_work = run(*words, "--data", place / "nowhere.jsonl")
+    assert "ask to --replace it" in str(before_the_work.exception)
 
 
 def test_routers_are_compared_in_a_table_and_a_file(place: Path) -> None:
@@ -73,7 +75,8 @@ def test_routers_are_compared_in_a_table_and_a_file(place: Path) -> None:
         "--kinds", "threshold,centroid,random", "--densities", "0.5,1", "-o", place / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "loss: nats per response token" in result.stdout
+    assert "rise of the loss over" in result.stdout
+    assert "on 2 instances" in result.stdout
     found = RouterQuality.model_validate(json.loads((place / "out" / "routers.json").read_text()))
     assert [(r.router, r.density) for r in found.rows] == [
         (name, density) for name in ("threshold", "centroid", "random") for density in (0.5, 1.0)

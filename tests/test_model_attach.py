@@ -135,6 +135,18 @@ def test_a_block_that_returns_a_tuple_keeps_what_follows_the_hidden_states() -> 
     assert rest == "kept"
 
 
+def test_a_share_of_none_or_all_of_a_block_is_exact() -> None:
+    block = nn.Linear(IN, IN).to(torch.bfloat16)
+    x = random_input().to(torch.bfloat16)
+    skip = torch.zeros(ROWS, 1, 1, dtype=torch.bfloat16)
+    skip[0] = 1
+    expected = block(x)
+    with one_module(block, RowWork(skip=skip)):
+        found = block(x)
+    assert torch.equal(found[0], x[0])
+    assert torch.equal(found[1:], expected[1:])
+
+
 class Products(TorchDispatchMode):
     """Counts batched matrix products."""
 

@@ -222,6 +222,17 @@ def test_what_is_written_is_whole_and_says_how_it_came_to_be(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_tokenizer_with_several_chat_templates_is_written_with_all_of_them(
+    tmp_path: Path,
+) -> None:
+    words, templates = tiny_tokenizer(), {"default": "{{ messages }}", "tools": "{{ tools }}"}
+    words.chat_template = templates
+    write_checkpoint(tiny_model("llama"), tmp_path / "out", tokenizer=words)
+    again = load_model(str(tmp_path / "out"), device="cpu")
+    assert again.tokenizer is not None
+    assert again.tokenizer.chat_template == templates
+
+
 def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(ModelError, match="is there already; name a folder"):

@@ -184,6 +184,14 @@ def test_a_brick_larger_than_the_budget_is_refused_and_nobody_leaves(bricks: lis
     assert bricks[0].hash in bank
 
 
+def test_a_router_counts_as_what_it_takes() -> None:
+    router = bricks_of("llama")["router-1"]
+    resident = Bank(torch.zeros(0, dtype=torch.bfloat16), lambda path: path).load(router)
+    held = [tensor for route in resident.routes for tensor in route.tensors.values()]
+    assert {tensor.dtype for tensor in held} == {torch.float32}  # a group's number must exist
+    assert resident.bytes == sum(tensor.nbytes for tensor in held)
+
+
 def test_a_hash_that_is_not_loaded_is_refused() -> None:
     for ask in (new_bank().pin, new_bank().unload, new_bank().resident):
         with pytest.raises(UnknownNameError, match="no loaded brick is called 'abc'"):

@@ -1,24 +1,29 @@
 """Part of the base at work: equal to a base from which the rest was taken, and never computed."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from brickwork.brick.address import Address
 from brickwork.brick.brick import Brick
 from brickwork.brick.configuration import Configuration
+from brickwork.brick.effects import Route
 from brickwork.brick.spec import BrickSpec
+from brickwork.errors import ConfigurationError
 from brickwork.measure.ablation import silencing_heads, skipping
 from brickwork.model.ffn import FFN, ffn_of
-from brickwork.model.load import LoadedModel
+from brickwork.model.load import LoadedModel, wrap_model
 from brickwork.model.parts import role_path
 from brickwork.model.slices import slices_at
 from brickwork.model.taps import output_norms, tapped
 from brickwork.runtime import selection
 from brickwork.runtime.configured import ConfiguredModel
+from brickwork.runtime.ffn_selection import FfnSelection, Spans
 from brickwork.runtime.score import answer_losses
 from brickwork.runtime.sparse_ffn import SparsePolicy
 from tests.bricks import random_brick
@@ -162,6 +167,20 @@ def test_half_a_skip_is_half_the_work() -> None:
         close(found, bare(base))
 
 
+def test_two_bricks_that_skip_a_block_skip_it_once() -> None:
+    base = loaded("llama")
+    one, other = (
+        brick(base, "skip", {"layers.1": {"share": torch.tensor([share])}}) for share in (1.0, 0.5)
+    )
+    model = serving(base, one=one, same=one, other=other)
+    (expected,) = model.logits([PROMPT], [using("one")])
+    for bricks in ("one,same", "other,one"):
+        assert torch.equal(model.logits([PROMPT], [using(bricks)])[0], expected)
+    (quarter,) = model.logits([PROMPT], [using("other,other:0.5")])
+    with tapped(base.model, blocks={1: lambda before, after: before + 3 / 8 * (after - before)}):
+        close(quarter, bare(base))
+
+
 def exit_at(base: LoadedModel, confidence: float) -> Brick:
     return brick(base, "exit", {"layers.0": {"confidence": torch.tensor([confidence])}})
 
@@ -198,6 +217,39 @@ def test_who_leaves_early_generates_the_same_in_any_batch_and_skips_ffns(family:
     assert alone.blocks == (1,) * len(alone.tokens)
     assert mixed[1].blocks == (2,) * len(mixed[1].tokens)
     assert mixed[1].tokens == model.generate(prompts[1:], [staying])[0].tokens
+
+
+@pytest.mark.parametrize("address", ["final_norm", "unembed"])
+def test_an_exit_asks_with_what_its_row_adds_before_the_output(address: str) -> None:
+    base = loaded("llama")
+    size = {"final_norm": 32, "unembed": 112}[address]
+    draw = torch.Generator().manual_seed(1)
+    loud = brick(base, "bias", {address: {"bias": 2 * torch.randn(size, generator=draw)}})
+    model = serving(base, out=exit_at(base, 0.3), loud=loud)
+    rows = [using(bricks, max_new_tokens=6) for bricks in ("out,loud", "loud", "out", "")]
+    prompts = random_prompts([5, 3, 6, 4])
+    mixed = model.generate(prompts, rows)
+    for prompt, row, found in zip(prompts, rows, mixed, strict=True):
+        (alone,) = model.generate([prompt], [row])
+        assert (found.tokens, found.blocks) == (alone.tokens, alone.blocks)
+    assert 1 in mixed[0].blocks, "the bias makes it sure"
+    assert set(mixed[2].blocks) == {2}
+
+
+@pytest.mark.parametrize("inner", [16, 32])
+def test_an_exit_of_an_opt_model_whose_norms_come_after_its_blocks(inner: int) -> None:
+    """It has no last norm; OPT-350m also projects its states before the output."""
+    config = FAMILIES["opt"]()
+    config.update({"do_layer_norm_before": False, "word_embed_proj_dim": inner})
+    base = wrap_model(AutoModelForCausalLM.from_config(config).eval())
+    model = serving(base, out=exit_at(base, 0.0))
+    if inner == 16:
+        with pytest.raises(ConfigurationError, match="projects its 32 hidden channels to 16"):
+            model.logits([PROMPT], [using("out")])
+        return
+    (found,) = model.logits([PROMPT], [using("out")])
+    with tapped(base.model, blocks=skipping([1])):
+        close(found[-1], bare(base)[-1])
 
 
 def test_nobody_leaves_an_exit_that_asks_for_certainty() -> None:
@@ -356,6 +408,46 @@ def test_an_ffn_where_another_brick_acts_is_computed_whole() -> None:
     assert free[0] == 1
 
 
+@pytest.mark.usefixtures("_always_sparse")
+def test_an_ffn_with_masked_inputs_is_computed_whole() -> None:
+    base = loaded("llama")
+    inner = {f"layers.0.mlp.{role}": {"keep": half(32, 3)} for role in ("gate", "up")}
+    mask = brick(base, "mask", {**inner, "layers.0.mlp.down": {"keep": half(48)}})
+    model = serving(base, mask=mask)
+    prompts, rows = random_prompts([5]), [using("mask", max_new_tokens=4)]
+    (expected,) = model.generate(prompts, rows)
+    with model.packed(), counted(base, 0) as busy:
+        assert model.generate(prompts, rows)[0].tokens == expected.tokens
+    assert busy[0] == len(expected.tokens)
+
+
+def test_a_router_with_two_names_in_a_row_leaves_other_rows_alone() -> None:
+    base = loaded("llama")
+    own = router(base, "token")
+    model = serving(base, one=own, other=own)
+    routed, whole = model.logits([PROMPT] * 2, [using("one,other"), using("")])
+    close(whole, bare(base))
+    close(routed, model.logits([PROMPT], [using("one")])[0])
+
+
+def test_what_a_router_has_read_is_let_go() -> None:
+    base = loaded("llama")
+    own = [Route("model.layers.0.mlp.down_proj", {"quantiles": torch.ones(2)}, 0.5, "token")]
+    chooser = FfnSelection(None, [own], Spans([3], [1]), ffn_of(base.model, 0))
+    x, h = torch.randn(3, 32), torch.randn(3, 48)
+    read = weakref.ref(x)
+    chooser.see(x)
+    chooser.tap(h, None)
+    del x
+    assert read() is None
+
+
+@pytest.mark.parametrize("told", [[1], [1, 0], [1, 1, 1]])
+def test_what_is_told_is_told_for_each_row(told: list[int]) -> None:
+    with pytest.raises(ConfigurationError, match=r"2 prompts, of which .* give a number from 1"):
+        serving(loaded("llama")).logits([PROMPT] * 2, [using("")] * 2, told=told)
+
+
 def test_a_plan_says_what_is_saved() -> None:
     base = loaded("llama")
     model = serving(
@@ -374,5 +466,13 @@ def test_a_plan_says_what_is_saved() -> None:
     # 40 % of 48 neurons are 19; the router's own 6 groups take 32 multiply-adds each.
     assert saved("groups") == pytest.approx(ffns * 0.6 - 2 * 2 * 6 * 32, rel=0.02)
     assert saved("skip") == 2 * (3 * 32 * 48 + 2 * 32 * 32 + 2 * 32 * 16)
+    assert saved("skip:0.5") == 0  # computed whole, and added in part
     assert saved("out") == -2 * 32 * 112
     assert model.plan([Configuration()]).rows[0].bricks == ()
+
+
+def test_a_skipped_block_saves_the_experts_that_a_token_would_have_visited() -> None:
+    base = loaded("mixtral")
+    model = serving(base, skip=brick(base, "skip", {"layers.1": {"share": torch.ones(1)}}))
+    attention, experts = 2 * 32 * 32 + 2 * 32 * 16, 2 * 3 * 32 * 48
+    assert model.plan([using("skip")]).rows[0].bricks[0].flops == -2 * (attention + experts)

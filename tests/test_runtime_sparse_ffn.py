@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -363,6 +364,10 @@ def test_the_native_call_itself_checks_what_it_hands_to_c() -> None:
         native_sparse_ffn(
             records, torch.ones(1, 33), neurons, keep=torch.ones(3, 1, dtype=torch.bool)
         )
+    for name, entries in (("gate_bias", 49), ("up_bias", 1), ("down_bias", 50)):
+        short = replace(records, **{name: torch.zeros(entries)})  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match=rf"the {name} is of shape \[{entries}\]"):
+            native_sparse_ffn(short, torch.ones(1, 33), neurons)
     strided = replace(records, weights=records.weights.T.contiguous().T)
     with pytest.raises(ConfigurationError, match="the weights are not contiguous"):
         native_sparse_ffn(strided, torch.ones(1, 33), neurons)
@@ -461,6 +466,47 @@ def test_what_is_in_the_cache_is_loaded_and_not_compiled(
     monkeypatch.setattr(sparse_native, "_compile", lambda *_: pytest.fail("it compiles"))
     assert native_problem() is None
     assert list(built.parent.iterdir()) == [built]
+
+
+def test_a_compiler_is_called_by_the_name_that_it_was_found_by(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_compiler = shutil.which("cc")
+    if need_compiler is None:
+        pytest.skip("there is no C compiler here")
+    # As ccache does it: a link named like the compiler to a program that asks for its own name.
+    script = compiler_that(tmp_path, f'case $0 in */cc) exec {need_compiler} "$@";; esac; exit 9')
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "cc").symlink_to(script)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    assert native_problem() is None
+    assert len(list(fresh.glob("*.so"))) == 1
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_command_that_cannot_be_read_leaves_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "cc 'unfinished")
+    assert "is no command: No closing quotation" in (native_problem() or "")
+    assert_falls_back_to_torch()
+
+
+def test_another_library_in_its_place_leaves_torch(built: Path) -> None:
+    built.unlink()  # what is loaded already must not be written over
+    source = built.with_suffix(".c")
+    source.write_text("int nothing(void) { return 0; }")
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(built)], check=True)
+    built.chmod(0o700)
+    assert "is another library" in (native_problem() or "")
+    assert_falls_back_to_torch()
+
+
+def test_a_cache_named_without_a_slash_is_a_folder(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(built.parent)
+    monkeypatch.setenv("BRICKWORK_CACHE", ".")
+    assert native_problem() is None
 
 
 def test_two_build_at_once(built: Path) -> None:

@@ -69,7 +69,10 @@ class Mask:
 
 @dataclass(frozen=True)
 class Skip:
-    """This share, times the weight, of what a block does is left out; 1 leaves the block out."""
+    """This share, times the weight, of what a block does is left out; 1 leaves the block out.
+
+    Where several skips of a row name one block, each takes its share of what the others leave.
+    """
 
     site: str
     share: Float[Tensor, " one"]

@@ -25,6 +25,7 @@ from brickwork.errors import BrickFormatError
 SHARED = -1
 SPEC_FILE, TENSOR_FILE = "partition.json", "partition.safetensors"
 FORMAT = 1
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class PartitionSpec(BaseModel):
@@ -148,12 +149,17 @@ def _parts(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[int, Any],
 
 def _problems(partition: Partition) -> list[str]:
     found = [] if partition.owners else ["it has no layer"]
+    found += [
+        f"layers.{layer}: has a profile and no owners"
+        for layer in partition.profile
+        if layer not in partition.owners
+    ]
     for layer, owner in partition.owners.items():
-        if owner.dim() != 1 or not len(owner) or owner.is_floating_point():
+        if owner.dim() != 1 or not len(owner) or owner.dtype not in _WHOLE:
             found.append(f"layers.{layer}: owners are a list of whole numbers, one for each neuron")
         elif int(owner.min()) < SHARED or int(owner.max()) < 0:
             found.append(f"layers.{layer}: a group is counted from 0, or is {SHARED} (shared)")
-        elif 0 in torch.bincount(owner[owner >= 0].long()):
+        elif int(owner.max()) >= len(owner) or 0 in torch.bincount(owner[owner >= 0].long()):
             found.append(f"layers.{layer}: a group has no neurons")
         elif layer in partition.profile:
             shape = (partition.groups(layer), len(partition.spec.functions))

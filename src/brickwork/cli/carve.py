@@ -8,7 +8,7 @@ import click
 
 from brickwork.cli.carve_inputs import make_asked, read_aim, read_labelled
 from brickwork.cli.console import emit, progress
-from brickwork.cli.options import model_options, output_options
+from brickwork.cli.options import OUT, model_options, output_options
 
 if TYPE_CHECKING:
     from brickwork.measure.aim import Aim
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from brickwork.model.parts import CausalModel
 
 _COUNT = click.IntRange(min=1)
-_FOLDER = click.Path(path_type=Path, file_okay=False)
 _READ = click.Path(path_type=Path, exists=True)
 
 
@@ -54,9 +53,9 @@ _READ = click.Path(path_type=Path, exists=True)
 @click.option("--heal", type=click.Choice(["lora", "full"]), help="Train what is left.")
 @click.option("--heal-steps", type=_COUNT, default=200, help="Batches to train on.")
 @click.option("--heal-data", help="Instances to train on (default: those chosen on).")
-@click.option("-o", "--out", type=_FOLDER, help="Folder for the checkpoint; must not exist.")
-@click.option("--brick", type=_FOLDER, help="Folder for the same choice as a brick.")
-@click.option("--report", type=_FOLDER, help="Folder for a page with figures of what was kept.")
+@click.option("-o", "--out", type=OUT, help="Folder for the checkpoint; must not exist.")
+@click.option("--brick", type=OUT, help="Folder for the same choice as a brick.")
+@click.option("--report", type=OUT, help="Folder for a page with figures of what was kept.")
 @click.option(
     "--evaluation",
     type=_COUNT,
@@ -82,6 +81,7 @@ def carve(model: str, as_json: bool, **options: Any) -> None:
     """  # fmt: skip
     from brickwork.cli.carve_view import render, render_plan
 
+    _require_use(options)
     _require_sense(options)
     if options["dry_run"]:
         document = _plan(model, options)
@@ -89,6 +89,26 @@ def carve(model: str, as_json: bool, **options: Any) -> None:
         return
     document = _carve(model, options)
     emit(document, as_json, lambda console: render(console, document))
+
+
+def _require_use(options: Mapping[str, Any]) -> None:
+    """Refuse an option that would change nothing, so that nobody believes it did."""
+    from brickwork.errors import ConfigurationError
+
+    units, by = f"--units {options['units']}", f"--by {options['by'] or 'the best method'}"
+    idle = (
+        ("partition", options["units"] != "groups", units, "choose --units groups"),
+        ("analysis", options["by"] != "functionality", by, "choose --by functionality"),
+        ("compensate", options["units"] in ("heads", "layers"), units,
+         "choose neurons or groups, or --heal what is left"),
+        ("heal_data", not options["heal"], "no --heal", "choose --heal lora or full"),
+    )  # fmt: skip
+    for name, unused, asked, advice in idle:
+        if options[name] and unused:
+            raise ConfigurationError(
+                f"--{name.replace('_', '-')} was given with {asked}, where it has no effect; "
+                f"{advice}, or leave it out."
+            )
 
 
 def _require_sense(options: Mapping[str, Any]) -> None:
@@ -127,9 +147,14 @@ def _require_sense(options: Mapping[str, Any]) -> None:
             "experts were to be kept by a brick, but a router would still pick the others; carve "
             "a checkpoint (-o), or choose --units neurons."
         )
-    for folder in (options["out"], options["brick"]):
-        if folder is not None:
-            require_free(folder)
+    places = [options[name] for name in ("out", "brick") if options[name] is not None]
+    for folder in places:
+        require_free(folder)
+    if len(places) > 1 and places[0].resolve().is_relative_to(places[1].resolve()):
+        raise ConfigurationError(
+            f"the checkpoint was to be written to {str(options['out'])!r}, and the brick to "
+            f"{str(options['brick'])!r}, which is the same folder or around it; name another."
+        )
 
 
 def _plan(model: str, options: Mapping[str, Any]) -> dict[str, Any]:

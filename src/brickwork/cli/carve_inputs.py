@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from brickwork.brick.partition import Partition
     from brickwork.measure.aim import Aim
     from brickwork.measure.instances import Instance
     from brickwork.measure.need import Asked
@@ -67,6 +68,8 @@ def make_asked(
 
     place = options["partition"]
     partition = None if place is None else read_partition(place)
+    if partition is not None and not options["dry_run"]:  # an outline has no fingerprint
+        _require_own(loaded, partition, place)
     scores = {}
     if options["analysis"] is not None and function:
         scores = _scores(loaded, options["analysis"], options["units"], function)
@@ -74,6 +77,19 @@ def make_asked(
         loaded, options["units"], sequences, torch.Generator().manual_seed(options["seed"]),
         partition=partition, scores=scores, advance=advance,
     )  # fmt: skip
+
+
+def _require_own(loaded: "LoadedModel", partition: "Partition", folder: Path) -> None:
+    """Refuse the groups of another model, also where the shapes are the same."""
+    from brickwork.brick.check import fingerprint_misfits
+    from brickwork.errors import ConfigurationError, listed
+
+    problems = fingerprint_misfits(partition.spec.base, loaded.base.fingerprint)
+    if problems:
+        raise ConfigurationError(
+            f"groups of {loaded.name!r} were asked for, but the partition in {folder.name} is of "
+            f"another model; make one of this model:{listed(problems)}"
+        )
 
 
 def _scores(loaded: "LoadedModel", folder: Path, units: str, function: str) -> dict[int, Any]:

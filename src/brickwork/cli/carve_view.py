@@ -76,7 +76,7 @@ def _print_sizes(console: Console, size: Mapping[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
-    if "kept_parameters" in size:
+    if size.get("kept_parameters", after["parameters"]) != after["parameters"]:
         console.print(
             f"{size['kept_parameters']:,} parameters are kept; the rest pads the narrower layers "
             "with zeros",

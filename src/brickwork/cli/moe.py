@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brickwork.cli.console import emit, progress, stderr_console
-from brickwork.cli.options import model_options, output_options
+from brickwork.cli.options import OUT, model_options, output_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.command()
 @click.argument("model")
 @click.option("--partition", type=_FOLDER, required=True, help="Folder of the partition.")
-@click.option("-o", "--out", type=_FOLDER, required=True, help="Folder for the checkpoint; new.")
+@click.option("-o", "--out", type=OUT, required=True, help="Folder for the checkpoint; new.")
 @click.option("--target", help="Family to write (default: the first that fits the model).")
 @click.option("--top-k", type=_COUNT, help="Experts for each token (default: all).")
 @click.option("--router", type=_FOLDER, help="A linear router brick (default: centroids).")
@@ -72,9 +72,10 @@ def moe(model: str, partition: Path, out: Path, as_json: bool, **options: Any) -
     loaded = _loaded(model, options)
     plan = plan_moe(loaded, groups, target=options["target"], top_k=options["top_k"])
     document = _description(loaded, plan, out) | {"router": _router_name(options)}
-    if not options["dry_run"]:
+    dry_run = options["dry_run"]
+    if not dry_run:
         document |= _written(loaded, groups, plan, out, options)
-    emit(document, as_json, lambda console: _render(console, document))
+    emit(document, as_json, lambda console: _render(console, document, dry_run))
 
 
 def _loaded(model: str, options: dict[str, Any]) -> "LoadedModel":
@@ -111,6 +112,7 @@ def _description(loaded: "LoadedModel", plan: "MoePlan", out: Path) -> dict[str,
         "dense_parameters": sum(p.numel() for p in loaded.model.parameters()),
         "servers": {"transformers": [], "vllm": limits},
         "losses": {},
+        "measured_on": 0,
     }
 
 
@@ -146,7 +148,7 @@ def _written(
         "losses": losses,
     }
     write_checkpoint(mixture, out, tokenizer=loaded.tokenizer, record=record)
-    return {"losses": losses}
+    return {"losses": losses, "measured_on": len(held_out)}
 
 
 def _routers(
@@ -221,7 +223,7 @@ _LOSS_WORDS = {
 }
 
 
-def _render(console: "Console", document: dict[str, Any]) -> None:
+def _render(console: "Console", document: dict[str, Any], dry_run: bool) -> None:
     from rich.table import Table
 
     say = document.get
@@ -241,5 +243,10 @@ def _render(console: "Console", document: dict[str, Any]) -> None:
     table.add_row("loads in", listed + (f", but: {limits}" if limits else ""))
     for name, loss in document["losses"].items():
         table.add_row(f"loss, {_LOSS_WORDS[name].format(**document)}", f"{loss:.4f}")
+    if document["losses"]:
+        table.add_row(
+            "losses are of", f"{say('measured_on')} instances, in nats per response token"
+        )
     console.print(table)
-    console.print(f"checkpoint: {say('out')}", markup=False, soft_wrap=True)
+    word = "checkpoint, not written (dry run)" if dry_run else "checkpoint"
+    console.print(f"{word}: {say('out')}", markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -12,6 +13,32 @@ DEBUG_VARIABLE = "BRICKWORK_DEBUG"
 STDOUT = "brickwork.stdout"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class OutType(click.ParamType[Path]):
+    """A folder to write, in a place where one can be made: told before any work is done."""
+
+    name = "directory"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """The folder as it was named."""
+        folder = Path(value)
+        whole = folder.absolute()
+        place = next(path for path in (whole, *whole.parents) if os.path.lexists(path))
+        if not place.is_dir():
+            self.fail(
+                f"{str(folder)!r} was to be a folder, but {str(place)!r} is a file; name another.",
+                param, ctx,
+            )  # fmt: skip
+        if not os.access(place, os.W_OK | os.X_OK):
+            self.fail(
+                f"{str(folder)!r} was to be written, but {str(place)!r} cannot be written to; "
+                "name another.", param, ctx,
+            )  # fmt: skip
+        return folder
+
+
+OUT = OutType()
 
 
 def model_options(command: Command) -> Command:

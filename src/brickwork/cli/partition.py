@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brickwork.cli.console import emit, progress, stderr_console
-from brickwork.cli.options import model_options, output_options
+from brickwork.cli.options import OUT, model_options, output_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option("--revision", help="Branch, tag or commit of MODEL on the Hub.")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True,
+    "-o", "--out", type=OUT, required=True,
     help="Folder for the partition; an older partition there is replaced.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say how it would be divided; write nothing.")

@@ -1,5 +1,6 @@
 """``brickwork router``: make routers that choose parts of FFNs for each token, and compare them."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brickwork.cli.console import emit, progress, stderr_console
-from brickwork.cli.options import model_options, output_options
+from brickwork.cli.options import OUT, model_options, output_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +80,7 @@ def _data_options(command: Any) -> Any:
 @_data_options
 @click.option("--density", type=_SHARE, default=0.2, help="Share of the neurons that is kept.")
 @click.option("--level", type=_LEVEL, default="token", help="One choice for each of these.")
-@click.option("-o", "--out", type=_FOLDER, required=True, help="Folder of the brick.")
+@click.option("-o", "--out", type=OUT, required=True, help="Folder of the brick.")
 @click.option("--replace", is_flag=True, help="Put it in the place of a brick that is there.")
 @model_options
 @output_options
@@ -98,9 +99,15 @@ def train(model: str, kind: str, out: Path, as_json: bool, **options: Any) -> No
 
     from brickwork.brick.folder import write_brick
     from brickwork.brick.partition import read_partition
+    from brickwork.errors import ConfigurationError
     from brickwork.route.router_training import find_training, train_router
 
     find_training(kind)
+    if os.path.lexists(out) and not options["replace"]:
+        raise ConfigurationError(
+            f"a router was to be written to {str(out)!r}, which is there already; choose another "
+            "folder, or ask to --replace it."
+        )
     partition = None if options["partition"] is None else read_partition(options["partition"])
     loaded, pairs = _open(model, options)
     with progress("training", 1) as advance:
@@ -126,9 +133,7 @@ def train(model: str, kind: str, out: Path, as_json: bool, **options: Any) -> No
 @click.option("--level", type=_LEVEL, multiple=True, default=("token",), help="May be both.")
 @click.option("--evaluation", type=_COUNT, help="Instances of each functionality to measure on.")
 @_data_options
-@click.option(
-    "-o", "--out", type=_FOLDER, required=True, help="Folder for routers.json and a page."
-)
+@click.option("-o", "--out", type=OUT, required=True, help="Folder for routers.json and a page.")
 @model_options
 @output_options
 def compare(model: str, out: Path, as_json: bool, **options: Any) -> None:
@@ -280,7 +285,8 @@ def _render_quality(console: "Console", quality: "RouterQuality", path: Path) ->
         table.add_row(*map(Text, names), *cells)
     console.print(table)
     note = (
-        f"rise of the loss over {base:.3f} nats per response token (mean over functionalities) at "
-        f"each density; captured energy, cost and each functionality are in {path}"
+        f"rise of the loss over {base:.3f} nats per response token (mean over functionalities, on "
+        f"{quality.instances} instances) at each density; captured energy, cost and each "
+        f"functionality are in {path}"
     )
     console.print(note, markup=False, soft_wrap=True)

@@ -171,7 +171,7 @@ def _shifting(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> 
 
     def changed(y: Tensor, before: Tensor) -> Tensor:
         if work.skip is not None:
-            y = before + (1 - work.skip) * (y - before)
+            y = (1 - work.skip) * y + work.skip * before  # to the bit where the share is 0 or 1
         if work.shift is not None:
             y = (_by_row(y, rows, path) + work.shift).view_as(y)
         return y

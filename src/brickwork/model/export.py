@@ -74,6 +74,9 @@ def require_free(folder: Path) -> None:
 
 def _make_durable(folder: Path) -> None:
     for path in folder.iterdir():
+        if path.is_dir():  # chat templates besides the default one
+            _make_durable(path)
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(folder)

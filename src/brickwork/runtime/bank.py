@@ -27,7 +27,7 @@ from brickwork.brick.effects import (
     Shift,
     Skip,
 )
-from brickwork.brick.forms import effects_of
+from brickwork.brick.forms import effects_of, find_form
 from brickwork.errors import ConfigurationError, UnknownNameError
 from brickwork.runtime.pages import Pages
 
@@ -122,7 +122,7 @@ class Bank:
         if brick.hash in self._residents:
             return self.resident(brick.hash)
         effects = effects_of(brick)
-        size = sum(t.numel() for t in brick.tensors.values()) * self._like.element_size()
+        size = sum(t.numel() * self._width(brick, t) for t in brick.tensors.values())
         self._make_room(size, {*keep, *self._pinned}, brick.spec.name)
         resident = Resident(brick.hash, brick.spec.name, size)
         for effect in effects:
@@ -177,6 +177,11 @@ class Bank:
         leaving = [hash for hash in self._residents if hash not in kept]
         while self.bytes + size > self._budget:
             self.unload(leaving.pop(0))
+
+    def _width(self, brick: Brick, tensor: Tensor) -> int:
+        """Bytes of one number; what chooses is not rounded to the base's dtype."""
+        chooses = {"mask": tensor.element_size(), "exit": tensor.element_size(), "route": 4}
+        return chooses.get(find_form(brick.spec.form).effect, self._like.element_size())
 
     def _put(self, resident: Resident, effect: Effect) -> None:
         match effect:

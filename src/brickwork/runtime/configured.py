@@ -214,18 +214,24 @@ class ConfiguredModel:
                 Early exits and choices by prompt act there, not on what comes before.
 
         Raises:
-            ConfigurationError: if there is not one prompt for each row, a prompt cannot be run,
-                or the base is serving another batch.
+            ConfigurationError: if there is not one prompt, or one number told, for each row, a
+                prompt cannot be run, or the base is serving another batch.
         """
         if len(prompts) != len(plan.rows):
             raise ConfigurationError(
                 f"{len(prompts)} prompts, but {len(plan.rows)} configurations; give one for each."
             )
+        told = [1] * len(prompts) if told is None else told
+        if len(told) != len(prompts) or min(told, default=1) < 1:
+            raise ConfigurationError(
+                f"{len(prompts)} prompts, of which {list(told)} tokens tell the next one; give a "
+                "number from 1 for each."
+            )
         model, rows = self.loaded.model, self._load(plan)
         with gather(self.bank, rows) as work:
             layout = lay_out(model, prompts, rows)
             allow_bypass(self.loaded, work)
-            spans = Spans(layout.lengths, told or [1] * len(rows))
+            spans = Spans(layout.lengths, told)
             with (
                 attached(model, len(rows), work),
                 selecting(self.loaded, rows, spans, records=self._records, busy=work) as selected,

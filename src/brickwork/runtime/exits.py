@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from brickwork.brick.effects import Exit
 from brickwork.errors import ConfigurationError
-from brickwork.model.parts import CausalModel, layers_of, role_path
+from brickwork.model.parts import CausalModel, find_module, layers_of, role_path
 from brickwork.model.taps import BlockTap
 from brickwork.runtime.ffn_selection import Spans
 
@@ -37,7 +37,8 @@ class Exits:
         self, model: CausalModel, exits: Mapping[int, Sequence[tuple[int, Exit]]], spans: Spans
     ) -> None:
         self._layers, self._spans = layers_of(model), spans
-        self._norm = model.get_submodule(role_path(model, "final_norm", None) or "")
+        norm = find_module(model, role_path(model, "final_norm", None))
+        self._norm = norm or nn.Identity()  # OPT with norms after its blocks has no last one
         self._unembed: nn.Module = model.get_output_embeddings()
         config = model.config.get_text_config()
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -94,12 +95,16 @@ class Exits:
         assert self._left is not None
         needed = self._confidence[layer]
         may = self._spans.tells(states.shape[1]).to(states.device) & ~self._left
-        row, token = torch.where(may & (needed < NEVER).unsqueeze(1))
-        if not len(row):
+        may &= (needed < NEVER).unsqueeze(1)
+        tokens = may.any(0).nonzero().squeeze(1)
+        if not len(tokens):
             return
-        logits = self._unembed(self._norm(states[row, token])).float()
+        # Of all rows, since bricks at these two modules give each row its own terms.
+        logits = self._unembed(self._norm(states[:, tokens])).float()
         if self._cap is not None:
             logits = self._cap * torch.tanh(logits / self._cap)
-        sure = logits.softmax(-1).amax(-1) >= needed[row]
-        self._left[row[sure], token[sure]] = True
-        self._blocks[row[sure].cpu(), token[sure].cpu()] = layer + 1
+        sure = logits.softmax(-1).amax(-1) >= needed.unsqueeze(1)
+        row, place = torch.where(sure & may[:, tokens])
+        token = tokens[place]
+        self._left[row, token] = True
+        self._blocks[row.cpu(), token.cpu()] = layer + 1

@@ -58,8 +58,11 @@ class FfnSelection:
         self._by_token: dict[int, tuple[Route, list[int]]] = {}
         for row, own in enumerate(routes):
             for route in own:
-                if route.level == "token":
-                    self._by_token.setdefault(id(route), (route, []))[1].append(row)
+                if route.level != "token":
+                    continue
+                users = self._by_token.setdefault(id(route), (route, []))[1]
+                if row not in users:  # one brick can have two names in a row
+                    users.append(row)
         self._chosen: Bool[Tensor, "rows 1 neurons"] | None = None
         self._x: Tensor | None = None
 
@@ -100,7 +103,8 @@ class FfnSelection:
         if routed is not None:
             return self._tap_experts(h, routed)
         by_row = h.unflatten(0, (self._rows, -1))
-        x = by_row if self._x is None else self._x.unflatten(0, (self._rows, -1))
+        seen, self._x = self._x, None  # let go of it: of a long prompt it is large
+        x = by_row if seen is None else seen.unflatten(0, (self._rows, -1))
         silenced: Tensor = by_row * self.keep(x, lambda: by_row)
         return silenced.flatten(0, 1)
 

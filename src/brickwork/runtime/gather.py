@@ -135,4 +135,5 @@ def _gather_skips(rows: Rows, work: dict[str, RowWork]) -> None:
         terms = work[skip.site]
         if terms.skip is None:
             terms.skip = skip.share.new_zeros(len(rows), 1, 1)
-        terms.skip[number] += weight * skip.share
+        share = weight * skip.share  # of what the row's other bricks leave of the block
+        terms.skip[number] += share - terms.skip[number] * share

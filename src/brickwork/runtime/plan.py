@@ -22,7 +22,7 @@ from brickwork.brick.forms import effects_of
 from brickwork.errors import ConfigurationError
 from brickwork.model.heads import heads_of
 from brickwork.model.load import LoadedModel
-from brickwork.runtime.savings import selection_flops
+from brickwork.runtime.savings import selection_flops, visited_share
 
 Lookup = Callable[[str], tuple[str, Brick]]
 
@@ -128,7 +128,7 @@ def resolve(
             f"{len(configurations)} configurations, but reasons for {len(given)}; give one "
             "dictionary for each, or none at all."
         )
-    checked: dict[str, int] = {}
+    checked: dict[tuple[str, float], int] = {}
     rows = []
     for configuration, why in zip(configurations, given, strict=True):
         bricks = tuple(_planned(use, lookup, loaded, why, checked) for use in configuration.bricks)
@@ -137,19 +137,24 @@ def resolve(
 
 
 def _planned(
-    use: BrickUse, lookup: Lookup, loaded: LoadedModel, why: dict[str, str], checked: dict[str, int]
+    use: BrickUse,
+    lookup: Lookup,
+    loaded: LoadedModel,
+    why: dict[str, str],
+    checked: dict[tuple[str, float], int],
 ) -> PlannedBrick:
     reference, brick = lookup(use.name)
     require_weight(brick, use.weight)
-    if brick.hash not in checked:
+    used = (brick.hash, use.weight)
+    if used not in checked:
         require_fit(brick, loaded.base)
-        checked[brick.hash] = flops_per_token(brick, loaded)
+        checked[used] = flops_per_token(brick, loaded, use.weight)
     reason = why.get(use.name, "named in the configuration")
-    flops = checked[brick.hash] if use.weight else 0  # then nothing is attached
+    flops = checked[used] if use.weight else 0  # then nothing is attached
     return PlannedBrick(reference, brick, use.weight, reason, flops)
 
 
-def flops_per_token(brick: Brick, loaded: LoadedModel) -> int:
+def flops_per_token(brick: Brick, loaded: LoadedModel, weight: float = 1.0) -> int:
     """What a brick adds to the computing of one token, attention to a prefix included.
 
     Below 0 if the brick saves some: of FFNs in a packed model, and of blocks that are left out.
@@ -158,7 +163,7 @@ def flops_per_token(brick: Brick, loaded: LoadedModel) -> int:
     for effect in effects_of(brick):
         match effect:
             case Mask() | Skip() | Exit() | Route():
-                total += selection_flops(effect, loaded)
+                total += selection_flops(effect, loaded, weight)
             case Add(_, A, B, _):
                 total += 2 * (A.numel() + B.numel())
             case Scale(_, vector, _) | Shift(_, vector):
@@ -180,9 +185,6 @@ def base_costs(loaded: LoadedModel) -> tuple[int, int]:
     computes with the context, which grows with it, are left out.
     """
     size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    config = loaded.model.config
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    share = config.num_experts_per_tok / experts if experts else 1.0
     linear = sum(s.sizes["in"] * s.sizes["out"] for s in loaded.base.of_kind("linear"))
     stacked = sum(p.numel() for p in loaded.model.parameters() if p.dim() == 3)
-    return size, round(2 * (linear + share * stacked))
+    return size, round(2 * (linear + visited_share(loaded) * stacked))

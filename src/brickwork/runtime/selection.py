@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from brickwork.brick.base import Site
 from brickwork.brick.effects import Exit, Mask, Route
 from brickwork.model.attach import RowWork
 from brickwork.model.ffn import FFN, ffn_of
@@ -71,11 +72,11 @@ def selecting(
         blocks = exits.taps() if exits else {}
         if neurons or blocks:
             stack.enter_context(tapped(model, neurons=neurons, inputs=inputs, blocks=blocks))
-        for path, keep in masks.items():
-            if not loaded.base.sites[path].address.endswith((_DOWN, _EXPERTS)):
-                hook = model.get_submodule(path).register_forward_pre_hook(_keeping(keep))
-                stack.callback(hook.remove)
-        sparse = _sparse_ffns(loaded, ffns, records or {}, busy)
+        hooked = [path for path in masks if not _is_ffn(loaded.base.sites[path])]
+        for path in hooked:
+            hook = model.get_submodule(path).register_forward_pre_hook(_keeping(masks[path]))
+            stack.callback(hook.remove)
+        sparse = _sparse_ffns(loaded, ffns, records or {}, [*busy, *hooked])
         stack.enter_context(_quick_ffns(model, sparse, exits))
         yield Selected(ffns, exits)
 
@@ -124,7 +125,7 @@ def _ffn_selections(
     by_layer: dict[int, Tensor] = {}
     for path, keep in masks.items():
         site = loaded.base.sites[path]
-        if site.layer is not None and site.address.endswith((_DOWN, _EXPERTS)):
+        if site.layer is not None and _is_ffn(site):
             by_layer[site.layer] = keep
     routed = {loaded.base.sites[route.site].layer for own in routes for route in own}
     layers = sorted({*by_layer, *(layer for layer in routed if layer is not None)})
@@ -137,6 +138,11 @@ def _ffn_selections(
         )
         for layer in layers
     }
+
+
+def _is_ffn(site: Site) -> bool:
+    """Whether what a site reads are the neurons of a layer whose FFN is known."""
+    return site.layer is not None and site.address.endswith((_DOWN, _EXPERTS))
 
 
 def _at(loaded: LoadedModel, routes: Sequence[Route], layer: int) -> list[Route]:

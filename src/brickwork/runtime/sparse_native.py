@@ -139,7 +139,7 @@ def misfit(records: Records) -> str | None:
 
 def _unreadable(records: Records) -> str | None:
     weights = records.weights
-    tensors = {"weights": weights, **_optional(records, None)}
+    tensors = {"weights": weights, **_biases(records)}
     if weights.device.type != "cpu":
         return f"it reads memory of the CPU, and these weights are on {weights.device}"
     if weights.dtype not in DTYPES:
@@ -157,11 +157,14 @@ def _unreadable(records: Records) -> str | None:
 
 
 def _optional(records: Records, keep: Tensor | None) -> dict[str, Tensor | None]:
+    return {**_biases(records), "keep": keep}
+
+
+def _biases(records: Records) -> dict[str, Tensor | None]:
     return {
         "gate_bias": records.gate_bias,
         "up_bias": records.up_bias,
         "down_bias": records.down_bias,
-        "keep": keep,
     }
 
 
@@ -187,6 +190,13 @@ def _misshapen(records: Records, x: Tensor, neurons: Tensor, keep: Tensor | None
         return f"x is of shape {list(x.shape)} and neurons of {list(neurons.shape)}"
     if keep is not None and keep.shape != (len(x), len(neurons)):
         return f"the mask is of shape {list(keep.shape)}"
+    parts = 3 if records.gated else 2
+    if records.weights.ndim != 2 or records.weights.shape[1] != parts * records.hidden:
+        return f"the weights are of shape {list(records.weights.shape)}"
+    wanted = {"gate_bias": records.neurons, "up_bias": records.neurons, "down_bias": records.hidden}
+    for name, tensor in _biases(records).items():
+        if tensor is not None and tensor.shape != (wanted[name],):
+            return f"the {name} is of shape {list(tensor.shape)}, not [{wanted[name]}]"
     numbers = neurons.numpy()
     if len(numbers) and not 0 <= numbers.min() <= numbers.max() < records.neurons:
         return f"the neurons' numbers reach from {numbers.min()} to {numbers.max()}"
@@ -225,7 +235,8 @@ def _built() -> Path:
         raise _Unusable(f"it is built on POSIX systems only, and this is {os.name}")
     source = (files("brickwork.runtime.kernels") / "sparse_ffn.c").read_bytes()
     compiler = _compiler()
-    folder = Path(os.environ.get("BRICKWORK_CACHE") or platformdirs.user_cache_path("brickwork"))
+    cache = os.environ.get("BRICKWORK_CACHE") or platformdirs.user_cache_path("brickwork")
+    folder = Path(cache).absolute()  # a bare file name would be looked for among the system's
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_if_others_write(folder)
     library = folder / f"sparse_ffn-{_fingerprint(source, compiler)}.so"
@@ -238,11 +249,19 @@ def _built() -> Path:
 def _compiler() -> list[str]:
     asked = os.environ.get("CC")
     names = [asked] if asked else ["cc", "gcc", "clang"]
-    for command in map(shlex.split, names):
+    for command in map(_words, names):
         found = shutil.which(command[0]) if command else None
         if found:
-            return [str(Path(found).resolve()), *command[1:]]
+            # A link is not followed: ccache is told by its name which compiler it stands for.
+            return [str(Path(found).absolute()), *command[1:]]
     raise _Unusable(f"there is no C compiler here (looked for {', '.join(names)})")
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:  # a quotation mark without its pair
+        raise _Unusable(f"CC={command!r} is no command: {error}") from None
 
 
 def _fingerprint(source: bytes, compiler: list[str]) -> str:
@@ -288,9 +307,12 @@ def _refuse_if_others_write(path: Path) -> None:
 
 def _open(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    library.brickwork_job_size.restype = ctypes.c_int64
-    library.brickwork_sparse_ffn.argtypes = [ctypes.POINTER(_Job)]
-    library.brickwork_level_available.argtypes = [ctypes.c_int]
+    try:
+        library.brickwork_job_size.restype = ctypes.c_int64
+        library.brickwork_sparse_ffn.argtypes = [ctypes.POINTER(_Job)]
+        library.brickwork_level_available.argtypes = [ctypes.c_int]
+    except AttributeError as error:
+        raise _Unusable(f"{path} is another library ({error}); remove it") from None
     if library.brickwork_job_size() != ctypes.sizeof(_Job):
         raise _Unusable(f"{path} takes {library.brickwork_job_size()} bytes for a call, and not "
                         f"{ctypes.sizeof(_Job)}")  # fmt: skip
