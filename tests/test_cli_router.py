@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from brickwork.brick.folder import read_brick
 from brickwork.brick.partition import Partition, PartitionSpec, write_partition
-from brickwork.cli.router import router
+from brickwork.cli.router import ListType, router
 from brickwork.errors import BrickworkError
 from brickwork.measure.selection_results import RouterQuality
 from brickwork.model.load import load_model
@@ -117,3 +117,20 @@ def test_a_list_that_is_none_is_named(place: Path) -> None:
                  place / "few.jsonl", "-o", place / "no")  # fmt: skip
     assert result.exit_code == 2
     assert "'0.1,half' is no list of numbers; write for example 0.1,0.5" in result.output
+
+
+def test_an_empty_list_and_partitions_that_look_alike_are_refused_before_the_work(
+    place: Path,
+) -> None:
+    words = ("compare", "reference", "--data", "nowhere.jsonl", "-o", place / "no")
+    empty = run(*words, "--kinds", ",")
+    assert empty.exit_code == 2
+    assert "',' lists nothing; name some" in empty.output
+    alike = run(*words, "--partition", place / "groups", "--partition", place / "groups")
+    assert isinstance(alike.exception, BrickworkError)
+    assert "several partitions by striped with 32 groups" in str(alike.exception)
+    assert not (place / "no").exists()
+
+
+def test_what_is_named_twice_is_measured_once() -> None:
+    assert ListType(float).convert("0.5, 1,0.5", None, None) == (0.5, 1.0)

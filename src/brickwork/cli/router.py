@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from brickwork.brick.brick import Brick
+    from brickwork.brick.partition import Partition
     from brickwork.measure.instances import Instance
     from brickwork.measure.selection_results import RouterQuality
     from brickwork.model.load import LoadedModel
@@ -35,13 +36,16 @@ class ListType(click.ParamType[tuple[Any, ...]]):
         self._item = item
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
-        """The items."""
+        """The items, each once."""
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(self._item(word.strip()) for word in value.split(",") if word.strip())
+            items = tuple(self._item(word.strip()) for word in value.split(",") if word.strip())
         except ValueError:
             self.fail(f"{value!r} is no list of numbers; write for example 0.1,0.5.", param, ctx)
+        if not items:
+            self.fail(f"{value!r} lists nothing; name some, or leave it out.", param, ctx)
+        return tuple(dict.fromkeys(items))
 
 
 @click.group()
@@ -161,8 +165,9 @@ def compare(model: str, out: Path, as_json: bool, **options: Any) -> None:
 
     require_report()
     partitions = [read_partition(folder) for folder in options["partition"]]
-    contest = Contest(options["kinds"] or KINDS, options["densities"] or DENSITIES,
-                      options["level"])  # fmt: skip
+    _require_distinct(partitions)
+    levels = tuple(dict.fromkeys(options["level"]))
+    contest = Contest(options["kinds"] or KINDS, options["densities"] or DENSITIES, levels)
     loaded, pairs = _open(model, options)
     quality = compare_routers(
         loaded, partitions, contest=contest, trial=_trial(pairs, options),
@@ -203,6 +208,21 @@ def _open(
     sequences = encode_instances(loaded, found, longest).sequences
     _note_experts(loaded)
     return loaded, [(i, s) for i, s in zip(found, sequences, strict=True) if s is not None]
+
+
+def _require_distinct(partitions: "Sequence[Partition]") -> None:
+    """Refuse partitions that the table and the page could not tell apart."""
+    from brickwork.errors import ConfigurationError
+
+    seen = set()
+    for own in partitions:
+        name = (own.spec.method, max(own.groups(layer) for layer in own.owners))
+        if name in seen:
+            raise ConfigurationError(
+                f"several partitions by {name[0]} with {name[1]} groups were to be compared, and "
+                "a comparison tells partitions apart by these two; compare them one by one."
+            )
+        seen.add(name)
 
 
 def _note_experts(loaded: "LoadedModel") -> None:
