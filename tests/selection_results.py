@@ -130,6 +130,7 @@ def synthetic_carving(
         widths=widths,
         seed=0,
         layers=tuple(parts),
+        instances=70,
         before=before,
         after={name: before[name] + lost[name] for name in names},
         random={name: before[name] + 1.5 + lost[name] for name in names},

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from brickwork.brick.address import Address
 from brickwork.brick.brick import Brick
-from brickwork.brick.configuration import Configuration
+from brickwork.brick.configuration import Configuration, Options
 from brickwork.brick.effects import Route
-from brickwork.brick.spec import BrickSpec
+from brickwork.brick.spec import BrickSpec, Function
 from brickwork.errors import ConfigurationError
 from brickwork.measure.ablation import silencing_heads, skipping
 from brickwork.model.ffn import FFN, ffn_of
@@ -22,10 +23,12 @@ from brickwork.model.parts import role_path
 from brickwork.model.slices import slices_at
 from brickwork.model.taps import output_norms, tapped
 from brickwork.runtime import selection
+from brickwork.runtime.auto import Selector
 from brickwork.runtime.configured import ConfiguredModel
 from brickwork.runtime.ffn_selection import FfnSelection, Spans
 from brickwork.runtime.score import answer_losses
 from brickwork.runtime.sparse_ffn import SparsePolicy
+from brickwork.store.store import Store
 from tests.bricks import random_brick
 from tests.served import loaded, random_prompts, using
 from tests.tiny import FAMILIES, silence, tiny_model
@@ -476,3 +479,16 @@ def test_a_skipped_block_saves_the_experts_that_a_token_would_have_visited() -> 
     model = serving(base, skip=brick(base, "skip", {"layers.1": {"share": torch.ones(1)}}))
     attention, experts = 2 * 32 * 32 + 2 * 32 * 16, 2 * 3 * 32 * 48
     assert model.plan([using("skip")]).rows[0].bricks[0].flops == -2 * (attention + experts)
+
+
+def test_what_keeps_a_part_of_the_base_is_never_retrieved(tmp_path: Path) -> None:
+    base = loaded("llama")
+    function = Function(text="add numbers", exemplars=("what is one and two", "add three to four"))
+    with Store.open(tmp_path / "store") as store:
+        for one in (
+            selections(base)["half"],
+            random_brick("lora", base.base, torch.Generator().manual_seed(0), name="sums"),
+        ):
+            store.add(Brick(one.spec.model_copy(update={"function": function}), one.tensors))
+        found = Selector(base, store).select("add one and two", Options(), "llama")
+    assert [hit.reference for hit in found.retrieval.hits] == ["sums@1"]

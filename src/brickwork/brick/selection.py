@@ -15,6 +15,9 @@ from torch import Tensor
 from brickwork.brick.brick import Brick
 from brickwork.brick.effects import Effect, Exit, Mask, Route, Skip
 
+# The forms of this file: all that such a brick does is to leave work out.
+SELECTIONS = frozenset({"mask", "skip", "exit", "router"})
+
 
 class RouterOptions(BaseModel):
     """How much of an FFN a router keeps, and for how long.

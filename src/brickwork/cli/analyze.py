@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from brickwork.cli.console import emit, progress, stderr_console
+from brickwork.cli.console import emit, progress
+from brickwork.cli.inputs import data_name, open_model, read_labelled
 from brickwork.cli.options import model_options, output_options
 
 if TYPE_CHECKING:
@@ -122,40 +123,22 @@ def analyze(model: str, data: str, out: Path, as_json: bool, **options: Any) -> 
 def _study(model: str, data: str, out: Path, options: dict[str, Any]) -> "Study":
     """The study that the options ask for, on an outline of the model for a dry run."""
     from brickwork.measure.instances import default_evaluation, with_sources
-    from brickwork.measure.labelled import load_labelled
     from brickwork.measure.results import Settings
     from brickwork.measure.study import open_study
-    from brickwork.model.load import load_model, outline_model
-    from brickwork.reference.paths import resolve_data, resolve_model
 
-    found = load_labelled(
-        resolve_data(data),
-        mapping=options["mapping"],
-        revision=options["data_revision"],
-        per_function=options["instances"],
-        seed=options["seed"],
-    )
-    if found.skipped:
-        reasons = "; ".join(f"{count:,} {reason}" for reason, count in found.skipped.items())
-        stderr_console().print(f"skipped of {found.records:,} records: {reasons}", markup=False)
+    instances = read_labelled(data, options)
     rule, evaluation = options["source"], options["evaluation"]
-    where, kind = resolve_model(model), {"dtype": options["dtype"], "revision": options["revision"]}
-    name = model if where != model else ""
-    loaded = (
-        outline_model(where, tokenizer=True, name=name, **kind)
-        if options["dry_run"]
-        else load_model(where, device=options["device"], name=name, **kind)
-    )
+    loaded = open_model(model, options, outline=options["dry_run"], tokenizer=True)
     return open_study(
         loaded,
-        with_sources(found.instances, rule) if rule else found.instances,
+        with_sources(instances, rule) if rule else instances,
         Settings(
             share=options["share"], scope=options["scope"],
-            evaluation=evaluation or default_evaluation(found.instances),
+            evaluation=evaluation or default_evaluation(instances),
             permutations=options["permutations"], resamples=1000, seed=options["seed"],
         ),
         out,
-        name=Path(data).name if Path(data).exists() else data,
+        name=data_name(data),
         longest=options["longest"],
         watch=_watch,
     )  # fmt: skip

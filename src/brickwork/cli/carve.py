@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from brickwork.cli.carve_inputs import make_asked, read_aim, read_labelled
+from brickwork.cli.carve_inputs import make_asked, read_aim
 from brickwork.cli.console import emit, progress
+from brickwork.cli.inputs import data_name, open_model, read_labelled
 from brickwork.cli.options import OUT, model_options, output_options
 
 if TYPE_CHECKING:
@@ -162,14 +163,8 @@ def _plan(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from brickwork.measure.choice import choose
     from brickwork.measure.need import measure_need
     from brickwork.model.carve import carved_outline
-    from brickwork.model.load import outline_model
-    from brickwork.reference.paths import resolve_model
 
-    where = resolve_model(model)
-    loaded = outline_model(
-        where, dtype=options["dtype"], revision=options["revision"],
-        name=model if where != model else "",
-    )  # fmt: skip
+    loaded = open_model(model, options, outline=True)
     asked = make_asked(loaded, [], options)
     choice = choose(asked, measure_need(asked, "random"), "random", density=options["density"])
     smaller = carved_outline(loaded, choice.kept)
@@ -186,14 +181,8 @@ def _plan(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _carve(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from brickwork.measure.choice import choose
     from brickwork.measure.need import best_method, measure_need
-    from brickwork.model.load import load_model
-    from brickwork.reference.paths import resolve_model
 
-    where = resolve_model(model)
-    loaded = load_model(
-        where, device=options["device"], dtype=options["dtype"], revision=options["revision"],
-        name=model if where != model else "",
-    )  # fmt: skip
+    loaded = open_model(model, options)
     aim = read_aim(model, loaded, options)
     method = options["by"] or best_method(options["units"])
     with progress(f"what {aim.name} needs", len(aim.choosing)) as advance:
@@ -338,7 +327,7 @@ def _write_brick(
 
 
 def _data_name(options: Mapping[str, Any]) -> str:
-    return options["like"].name if options["like"] else Path(options["data"] or "reference").name
+    return options["like"].name if options["like"] else data_name(options["data"] or "reference")
 
 
 def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:

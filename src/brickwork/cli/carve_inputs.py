@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brickwork.cli.inputs import read_labelled
+
 if TYPE_CHECKING:
     from brickwork.brick.partition import Partition
     from brickwork.measure.aim import Aim
@@ -28,19 +30,6 @@ def read_aim(model: str, loaded: "LoadedModel", options: Mapping[str, Any]) -> "
             "what it is; name some with --data, or give examples with --like."
         )
     return aim_at(loaded, read_labelled(data, options), options["function"], **how)
-
-
-def read_labelled(data: str, options: Mapping[str, Any]) -> "list[Instance]":
-    """Labelled instances, at most as many as ``--instances``."""
-    from brickwork.measure.labelled import load_labelled
-    from brickwork.reference.paths import resolve_data
-
-    return load_labelled(
-        resolve_data(data),
-        mapping=options["mapping"],
-        per_function=options["instances"],
-        seed=options["seed"],
-    ).instances
 
 
 def _examples(path: Path) -> "list[Instance]":

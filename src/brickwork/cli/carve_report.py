@@ -43,6 +43,7 @@ def write_report(
         widths=choice.widths,
         seed=seed,
         layers=tuple(_layers(loaded, choice)),
+        instances=sum(document["measured_on"].values()),
         before=column("before") or {},
         after=column("kept", "compensated") or {},
         random=column("random") or {},

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brickwork.cli.console import emit, progress, stderr_console
+from brickwork.cli.inputs import open_model, read_labelled
 from brickwork.cli.options import OUT, model_options, output_options
 
 if TYPE_CHECKING:
@@ -69,25 +70,13 @@ def moe(model: str, partition: Path, out: Path, as_json: bool, **options: Any) -
             "training needs --tune-steps and --data, and one of them is missing; give both."
         )
     groups = read_partition(partition)
-    loaded = _loaded(model, options)
+    loaded = open_model(model, options, outline=options["dry_run"])
     plan = plan_moe(loaded, groups, target=options["target"], top_k=options["top_k"])
     document = _description(loaded, plan, out) | {"router": _router_name(options)}
     dry_run = options["dry_run"]
     if not dry_run:
         document |= _written(loaded, groups, plan, out, options)
     emit(document, as_json, lambda console: _render(console, document, dry_run))
-
-
-def _loaded(model: str, options: dict[str, Any]) -> "LoadedModel":
-    """The dense model, an outline for a dry run."""
-    from brickwork.model.load import load_model, outline_model
-    from brickwork.reference.paths import resolve_model
-
-    where, kind = resolve_model(model), {"dtype": options["dtype"], "revision": options["revision"]}
-    name = model if where != model else ""
-    if options["dry_run"]:
-        return outline_model(where, name=name, **kind)
-    return load_model(where, device=options["device"], name=name, **kind)
 
 
 def _router_name(options: dict[str, Any]) -> str:
@@ -106,6 +95,7 @@ def _description(loaded: "LoadedModel", plan: "MoePlan", out: Path) -> dict[str,
         "experts": sizes.experts,
         "neurons_per_expert": sizes.width,
         "shared_neurons": sizes.shared,
+        "zero_neurons": target.shared_width(sizes) - sizes.shared,
         "top_k": sizes.top_k,
         "parameters": plan.parameters,
         "active_parameters": plan.active,
@@ -170,14 +160,9 @@ def _instances(
 ) -> "tuple[list[Encoded], list[Encoded]]":
     """Sequences to train on, and those that losses are measured on."""
     from brickwork.measure.instances import default_evaluation, encode_instances, split_instances
-    from brickwork.measure.labelled import load_labelled
-    from brickwork.reference.paths import resolve_data
 
     seed = options["seed"]
-    found = load_labelled(
-        resolve_data(options["data"]), mapping=options["mapping"],
-        per_function=options["instances"], seed=seed,
-    ).instances  # fmt: skip
+    found = read_labelled(options["data"], options)
     evaluation = options["evaluation"] or default_evaluation(found)
     split = split_instances(found, evaluation=evaluation, seed=seed)
     encoded = encode_instances(loaded, found, options["longest"])
@@ -231,6 +216,8 @@ def _render(console: "Console", document: dict[str, Any], dry_run: bool) -> None
     table = Table(show_header=False)
     table.add_row("family", f"{say('target')} ({say('routing')})")
     shared = f", {say('shared_neurons')} shared" if say("shared_neurons") else ""
+    if say("zero_neurons"):
+        shared = f", and {say('zero_neurons')} shared neurons of zeros, which the family asks for"
     table.add_row("experts", f"{say('experts')} of {say('neurons_per_expert')} neurons{shared}")
     advice = "" if say("any_top_k") else "; another number changes what the experts weigh"
     table.add_row("for each token", f"{say('top_k')}, by {say('router')}{advice}")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from brickwork.cli.console import emit, progress, stderr_console
+from brickwork.cli.console import emit, progress
+from brickwork.cli.inputs import data_name, open_model, read_labelled
 from brickwork.cli.options import OUT, model_options, output_options
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def partition(model: str, out: Path, as_json: bool, **options: Any) -> None:
     from brickwork.measure.partition import make_partition
 
     evidence = _evidence(options)
-    loaded = _load(model, options)
+    loaded = open_model(model, options, outline=options["dry_run"])
     if options["dry_run"]:
         document = _plan(loaded, evidence, options)
         emit(document, as_json, lambda console: _render(console, document))
@@ -89,38 +90,15 @@ def partition(model: str, out: Path, as_json: bool, **options: Any) -> None:
     emit(document, as_json, lambda console: _render(console, document))
 
 
-def _load(model: str, options: dict[str, Any]) -> "LoadedModel":
-    from brickwork.model.load import load_model, outline_model
-    from brickwork.reference.paths import resolve_model
-
-    where = resolve_model(model)
-    name, kind = model if where != model else "", {k: options[k] for k in ("dtype", "revision")}
-    if options["dry_run"]:
-        return outline_model(where, name=name, **kind)
-    return load_model(where, device=options["device"], name=name, **kind)
-
-
 def _evidence(options: dict[str, Any]) -> "Evidence":
     from brickwork.measure.evidence import Evidence
-    from brickwork.measure.labelled import load_labelled
-    from brickwork.reference.paths import resolve_data
 
     data: str | None = options["data"]
     if data is None:
         return Evidence(analysis=options["analysis"])
-    found = load_labelled(
-        resolve_data(data),
-        mapping=options["mapping"],
-        revision=options["data_revision"],
-        per_function=options["instances"],
-        seed=options["seed"],
-    )
-    if found.skipped:
-        reasons = "; ".join(f"{count:,} {reason}" for reason, count in found.skipped.items())
-        stderr_console().print(f"skipped of {found.records:,} records: {reasons}", markup=False)
     return Evidence(
-        instances=found.instances,
-        data=Path(data).name if Path(data).exists() else data,
+        instances=read_labelled(data, options),
+        data=data_name(data),
         analysis=options["analysis"],
         longest=options["longest"],
     )

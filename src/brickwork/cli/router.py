@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brickwork.cli.console import emit, progress, stderr_console
+from brickwork.cli.inputs import data_name, open_model, read_labelled
 from brickwork.cli.options import OUT, model_options, output_options
 
 if TYPE_CHECKING:
@@ -189,20 +190,8 @@ def _open(
 ) -> "tuple[LoadedModel, list[tuple[Instance, Encoded]]]":
     """The model, and the instances that leave something to measure, with their sequences."""
     from brickwork.measure.instances import encode_instances
-    from brickwork.measure.labelled import load_labelled
-    from brickwork.model.load import load_model
-    from brickwork.reference.paths import resolve_data, resolve_model
 
-    found = load_labelled(
-        resolve_data(options["data"]), mapping=options["mapping"],
-        revision=options["data_revision"], per_function=options["instances"],
-        seed=options["seed"],
-    ).instances  # fmt: skip
-    where = resolve_model(model)
-    loaded = load_model(
-        where, device=options["device"], dtype=options["dtype"], revision=options["revision"],
-        name=model if where != model else "",
-    )  # fmt: skip
+    found, loaded = read_labelled(options["data"], options), open_model(model, options)
     config = loaded.model.config.get_text_config()
     longest = min(options["longest"], getattr(config, "max_position_embeddings", 1 << 30))
     sequences = encode_instances(loaded, found, longest).sequences
@@ -253,7 +242,7 @@ def _trial(pairs: "Sequence[tuple[Instance, Encoded]]", options: dict[str, Any])
         [pairs[i][1] for i in split.localisation],
         [pairs[i][1] for i in split.evaluation],
         [instances[i].functionality for i in split.evaluation],
-        _data_name(options),
+        data_name(options["data"]),
     )
 
 
@@ -261,13 +250,7 @@ def _recipe(options: dict[str, Any], **more: Any) -> Any:
     from brickwork.route.router_learners import RouterRecipe
 
     names = ("epochs", "rate", "objective", "balance", "width")
-    return RouterRecipe(**{n: options[n] for n in names}, data=_data_name(options), **more)
-
-
-def _data_name(options: dict[str, Any]) -> str:
-    """A name that tells nothing of where the data is on this machine."""
-    path = Path(options["data"]).expanduser()
-    return path.name if path.exists() else str(options["data"])
+    return RouterRecipe(**{n: options[n] for n in names}, data=data_name(options["data"]), **more)
 
 
 @contextmanager
@@ -289,12 +272,13 @@ def _render_brick(console: "Console", brick: "Brick", out: Path) -> None:
 
 
 def _render_quality(console: "Console", quality: "RouterQuality", path: Path) -> None:
+    from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
     base = fmean(quality.base_losses.values())
     densities = sorted({row.density for row in quality.rows})
-    table = Table("router", "groups", "by", *(f"{density:.0%}" for density in densities))
+    table = Table("router", "groups", "by", *(f"{d:.0%}" for d in densities), box=SIMPLE)
     rises: dict[tuple[str, str, str], dict[float, str]] = {}
     for row in quality.rows:
         groups = f"{row.groups} {row.partition}" if row.partition else "-"

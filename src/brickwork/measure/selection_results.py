@@ -82,7 +82,8 @@ class Carving(Result):
         units: what was chosen among: neurons, groups, heads or layers.
         by: the method that says what is needed.
         widths: whether all layers have one width, or each its own.
-        before: nats per response token on held-out instances, for each functionality.
+        instances: held-out ones that losses were measured on.
+        before: nats per response token on these, for each functionality.
         after: the same for the smaller model.
         random: the same with as many random units, a mean over several draws.
         healed: the same after healing; None without it.
@@ -102,6 +103,7 @@ class Carving(Result):
     widths: str
     seed: int
     layers: tuple[LayerKept, ...]
+    instances: int
     before: dict[str, float]
     after: dict[str, float]
     random: dict[str, float]

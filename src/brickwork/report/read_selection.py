@@ -88,6 +88,8 @@ def carving_problems(carving: Carving) -> Iterator[str]:
         before, after = getattr(carving, field)
         if not 0 < after <= before:
             yield f"{field}: should fall from a number above 0, but goes from {before} to {after}"
+    if carving.instances < 1:
+        yield f"instances: should be at least 1, is {carving.instances}"
     if not carving.layers:
         yield "layers: holds none"
     seen = set()

@@ -73,9 +73,11 @@ def carving_limits(carvings: Sequence[Carving]) -> Iterator[str]:
     """What the numbers on smaller models cannot say."""
     data = ", ".join(dict.fromkeys(each.data for each in carvings))
     models = list(dict.fromkeys(each.model for each in carvings))
+    numbers = sorted({each.instances for each in carvings})
+    measured = f"{' or '.join(f'{number:,}' for number in numbers)} held-out instances"
     yield (
-        f"{count(len(models), 'model')} ({', '.join(models)}) and the data {data}. The documents "
-        "hold no intervals and no spread of the random draws, so small differences may be luck."
+        f"{count(len(models), 'model')} ({', '.join(models)}) and {measured} of {data}. The "
+        "documents hold no intervals and no spread of the random draws, so small differences may be luck."
     )
     yield (
         "Loss on given responses is measured, not the quality of answers that the model writes, "

@@ -7,6 +7,7 @@ from pathlib import Path
 from brickwork.brick.configuration import BrickUse, Configuration, Options
 from brickwork.brick.effects import EFFECTS
 from brickwork.brick.forms import find_form
+from brickwork.brick.selection import SELECTIONS
 from brickwork.measure.states import pooled_states
 from brickwork.model.load import LoadedModel
 from brickwork.route.choose import choose_embedder
@@ -28,6 +29,9 @@ class Selection:
 class Selector:
     """Chooses bricks for instructions among those of a store that were made for this base.
 
+    Bricks that keep a part of the base (masks, routers, layers) save work and add nothing: they are
+    used where a configuration names them, and never retrieved.
+
     Args:
         loaded: the base.
         store: where the bricks are.
@@ -44,8 +48,9 @@ class Selector:
         background: Sequence[str] = (),
     ) -> None:
         weights = loaded.base.fingerprint.weights
-        self._forms = {e.reference: e.spec.form for e in store.list(base=weights)}
-        corpus = corpus_of(store.list(base=weights))
+        built = [e for e in store.list(base=weights) if e.spec.form not in SELECTIONS]
+        self._forms = {e.reference: e.spec.form for e in built}
+        corpus = corpus_of(built)
         states = BaseStates(weights, lambda texts: pooled_states(loaded, texts))
         chosen, self.choice = choose_embedder(
             corpus, path=embedder, states=states if loaded.tokenizer else None, cache=store
