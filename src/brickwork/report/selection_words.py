@@ -77,7 +77,8 @@ def carving_limits(carvings: Sequence[Carving]) -> Iterator[str]:
     measured = f"{' or '.join(f'{number:,}' for number in numbers)} held-out instances"
     yield (
         f"{count(len(models), 'model')} ({', '.join(models)}) and {measured} of {data}. The "
-        "documents hold no intervals and no spread of the random draws, so small differences may be luck."
+        "documents hold no intervals and no spread of the random draws, so small differences may "
+        "be luck."
     )
     yield (
         "Loss on given responses is measured, not the quality of answers that the model writes, "
