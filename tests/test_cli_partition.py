@@ -8,7 +8,13 @@ from click.testing import CliRunner, Result
 
 from brickwork.brick.partition import read_partition
 from brickwork.cli.partition import partition
-from brickwork.errors import BrickworkError, ConfigurationError, DataError, UnknownNameError
+from brickwork.errors import (
+    BrickFormatError,
+    BrickworkError,
+    ConfigurationError,
+    DataError,
+    UnknownNameError,
+)
 
 REFERENCE = ("reference", "--device", "cpu")
 
@@ -115,3 +121,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     result = call(*REFERENCE, "--method", "random", "--groups", "4", "-o", tmp_path)
     assert isinstance(result.exception, BrickworkError)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_of_something_else_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    words = ["nowhere", "--groups", "4", "-o", str(tmp_path / "mine")]  # nor is there a model
+    result = CliRunner().invoke(partition, words)
+    assert isinstance(result.exception, BrickFormatError)
+    assert "holds no partition" in str(result.exception)

@@ -86,10 +86,7 @@ def write_partition(partition: Partition, folder: Path) -> None:
     found = _problems(partition)
     if found:
         raise BrickFormatError(f"the partition is not well formed: {'; '.join(found)}.")
-    if folder.exists() and not (folder / SPEC_FILE).is_file() and any(folder.iterdir()):
-        raise BrickFormatError(
-            f"{folder} exists and holds no partition, so it is not replaced; choose another folder."
-        )
+    require_place(folder)
     spec = partition.spec.model_dump(mode="json")
     document = {"format": FORMAT, "hash": partition.hash, **spec}
     files = {
@@ -97,6 +94,18 @@ def write_partition(partition: Partition, folder: Path) -> None:
         TENSOR_FILE: tensor_bytes(_tensors(partition)),
     }
     write_folder(files, folder)
+
+
+def require_place(folder: Path) -> None:
+    """Refuse a folder that holds anything but a partition, which a new one would replace.
+
+    Raises:
+        BrickFormatError: if it does.
+    """
+    if folder.exists() and not (folder / SPEC_FILE).is_file() and any(folder.iterdir()):
+        raise BrickFormatError(
+            f"{folder} exists and holds no partition, so it is not replaced; choose another folder."
+        )
 
 
 def read_partition(folder: Path) -> Partition:

@@ -67,9 +67,10 @@ def partition(model: str, out: Path, as_json: bool, **options: Any) -> None:
       brickwork partition reference --method functionality --groups 14 \\
         --analysis analysis -o parts
     """  # fmt: skip
-    from brickwork.brick.partition import write_partition
+    from brickwork.brick.partition import require_place, write_partition
     from brickwork.measure.partition import make_partition
 
+    require_place(out)
     evidence = _evidence(options)
     loaded = open_model(model, options, outline=options["dry_run"])
     if options["dry_run"]:

@@ -259,8 +259,9 @@ def divisions(
         return _native(counts, groups, shared)
     if groups is None or groups < 1 or not 0 <= shared < 1:
         raise ConfigurationError(
-            f"{method} was asked for {groups} groups with a share of {shared} shared; give at "
-            "least one group, and a share of at least 0 and below 1."
+            f"{method} was asked for {'no number of' if groups is None else groups} groups with a "
+            f"share of {shared} shared; give at least one group, and a share of at least 0 and "
+            "below 1."
         )
     return {
         layer: _division(layer, experts, neurons, groups, shared)
