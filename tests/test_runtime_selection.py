@@ -86,8 +86,8 @@ def bare(base: LoadedModel, prompt: list[int] = PROMPT) -> Tensor:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    # float32: sums over fewer terms, or in another order.
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # float32: sums over fewer terms, or in another order, which differs between processors.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
 
 
 @every_family

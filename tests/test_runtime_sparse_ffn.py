@@ -285,7 +285,7 @@ def test_a_packed_model_computes_the_same_and_is_restored(family: str, release: 
     with packed(model, release=release) as records:
         assert list(records) == dense
         # Strided weights may be summed in another order.
-        torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=2e-5)
         for layer, one in records.items():
             ffn = ffn_of(model, layer)
             assert isinstance(ffn, FFN)
