@@ -94,9 +94,11 @@ def run_call(call: Call, folder: Path, where: str) -> None:
         f"{where}: {call.command!r} is neither brickwork nor make, so it is not run; "
         "mark its block no-run and say why"
     )
+    # A person's command has all cores; one thread is for the tests' own tiny models.
+    everyday = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     result = subprocess.run(
         ["bash", "-o", "pipefail", "-c", call.command],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=SECONDS,
+        cwd=folder, env=everyday, capture_output=True, text=True, check=False, timeout=SECONDS,
     )  # fmt: skip
     assert result.returncode == 0, f"{where}: {call.command}\n{result.stdout}\n{result.stderr}"
     keys = keys_shown(call.shown)
