@@ -1,8 +1,6 @@
 """``brickwork analyze``: which parts of a model do what, as JSON, figures and a report."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,14 +138,8 @@ def _study(model: str, data: str, out: Path, options: dict[str, Any]) -> "Study"
         out,
         name=data_name(data),
         longest=options["longest"],
-        watch=_watch,
+        watch=progress,
     )  # fmt: skip
-
-
-@contextmanager
-def _watch(description: str, total: float) -> "Iterator[Any]":
-    with progress(description, total) as advance:
-        yield advance
 
 
 def _command() -> str:

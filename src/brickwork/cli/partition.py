@@ -1,7 +1,5 @@
 """``brickwork partition``: the neurons of every FFN divided into groups of equal size."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +82,7 @@ def partition(model: str, out: Path, as_json: bool, **options: Any) -> None:
         shared=options["shared"],
         seed=options["seed"],
         evidence=evidence,
-        watch=_watch,
+        watch=progress,
     )
     write_partition(made, out)
     document = {"out": str(out), "hash": made.hash, **_found(loaded, made)}
@@ -158,12 +156,6 @@ def _head_groups(loaded: "LoadedModel", layer: int) -> list[list[int]]:
     from brickwork.measure.partition import head_groups
 
     return [heads.tolist() for heads in head_groups(loaded.model, layer)]
-
-
-@contextmanager
-def _watch(description: str, total: float) -> "Iterator[Any]":
-    with progress(description, total) as advance:
-        yield advance
 
 
 def _render(console: "Console", document: dict[str, Any]) -> None:

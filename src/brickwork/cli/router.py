@@ -1,8 +1,7 @@
 """``brickwork router``: make routers that choose parts of FFNs for each token, and compare them."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -172,7 +171,7 @@ def compare(model: str, out: Path, as_json: bool, **options: Any) -> None:
     loaded, pairs = _open(model, options)
     quality = compare_routers(
         loaded, partitions, contest=contest, trial=_trial(pairs, options),
-        recipe=_recipe(options), watch=_watch, seed=options["seed"],
+        recipe=_recipe(options), watch=progress, seed=options["seed"],
     )  # fmt: skip
     generator = torch.Generator().manual_seed(options["seed"])
     speeds = ffn_speeds(loaded, contest.densities, generator)
@@ -251,12 +250,6 @@ def _recipe(options: dict[str, Any], **more: Any) -> Any:
 
     names = ("epochs", "rate", "objective", "balance", "width")
     return RouterRecipe(**{n: options[n] for n in names}, data=data_name(options["data"]), **more)
-
-
-@contextmanager
-def _watch(description: str, total: float) -> "Iterator[Any]":
-    with progress(description, total) as advance:
-        yield advance
 
 
 def _render_brick(console: "Console", brick: "Brick", out: Path) -> None:

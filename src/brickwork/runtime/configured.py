@@ -234,9 +234,9 @@ class ConfiguredModel:
             spans = Spans(layout.lengths, told)
             with (
                 attached(model, len(rows), work),
-                selecting(self.loaded, rows, spans, records=self._records, busy=work) as selected,
+                selecting(self.loaded, rows, spans, records=self._records, busy=work) as exits,
             ):
-                layout.exits = selected.exits
+                layout.exits = exits
                 yield layout
 
     def _load(self, plan: Plan) -> Rows:

@@ -1,6 +1,6 @@
 """Which neurons of one FFN each row of a batch keeps: masks, and routers by token or by prompt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,18 +63,18 @@ class FfnSelection:
                 users = self._by_token.setdefault(id(route), (route, []))[1]
                 if row not in users:  # one brick can have two names in a row
                     users.append(row)
+        prompt = [route for own in routes for route in own if route.level == "prompt"]
+        self._by_prompt = bool(prompt)
+        # Asked for in every step of every layer, so it is found once.
+        self._token_reads = _all_reads(route for route, _ in self._by_token.values())
+        self._first_reads = self._token_reads | _all_reads(prompt)
         self._chosen: Bool[Tensor, "rows 1 neurons"] | None = None
         self._x: Tensor | None = None
 
     @property
-    def by_prompt(self) -> bool:
-        """Whether a row has a router that chooses by its prompt."""
-        return any(route.level == "prompt" for own in self._routes for route in own)
-
-    @property
     def settled(self) -> bool:
         """Whether what is kept stays as it is for all passes to come."""
-        return not self._by_token and not (self.by_prompt and self._chosen is None)
+        return not self._by_token and not (self._by_prompt and self._chosen is None)
 
     @property
     def needs_activations(self) -> bool:
@@ -87,12 +87,9 @@ class FfnSelection:
         gated = isinstance(self._ffn, FFN) and self._ffn.gate is not None
         return (1 / 3 if gated else 1 / 2) * ("gate" in self._reads())
 
-    def _reads(self) -> set[str]:
+    def _reads(self) -> frozenset[str]:
         """What the routers that are still to choose read."""
-        ahead = [route for route, _ in self._by_token.values()]
-        if self._chosen is None:
-            ahead += [r for own in self._routes for r in own if r.level == "prompt"]
-        return {ROUTERS[kind_of(route.tensors)].reads for route in ahead}
+        return self._first_reads if self._chosen is None else self._token_reads
 
     def see(self, x: Float[Tensor, "positions hidden"]) -> None:
         """Remember what the FFN reads; a tap on its input."""
@@ -125,7 +122,7 @@ class FfnSelection:
             else:
                 found = found.expand(-1, x.shape[1], -1).clone()
                 found[users] &= own.unflatten(0, (len(users), -1))
-        if self.by_prompt:
+        if self._by_prompt:
             own = self._keep_by_prompt(x, h)
             found = own if found is None else found & own
         assert found is not None, "a selection has a mask or a router"
@@ -167,6 +164,10 @@ class FfnSelection:
         keep = by_expert[row.unsqueeze(1), routed.experts]  # positions top_k width
         silenced: Tensor = h * keep.flatten(1)
         return silenced
+
+
+def _all_reads(routes: Iterable[Route]) -> frozenset[str]:
+    return frozenset(ROUTERS[kind_of(route.tensors)].reads for route in routes)
 
 
 def _of_rows(h: Callable[[], Tensor], rows: list[int]) -> Float[Tensor, "positions neurons"]:

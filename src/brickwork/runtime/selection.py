@@ -8,7 +8,6 @@ reads the records of the kept neurons alone (``sparse_ffn``), if that is expecte
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from brickwork.brick.effects import Exit, Mask, Route
 from brickwork.model.attach import RowWork
 from brickwork.model.ffn import FFN, ffn_of
 from brickwork.model.load import LoadedModel
-from brickwork.model.parts import CausalModel, find_module, role_path
+from brickwork.model.parts import CausalModel, find_module, layers_of, role_path
 from brickwork.model.taps import NeuronTap, tapped
 from brickwork.runtime.exits import Exits
 from brickwork.runtime.ffn_selection import FfnSelection, Spans
@@ -31,14 +30,6 @@ from brickwork.runtime.sparse_ffn import SparsePolicy, crossover, sparse_ffn
 _DOWN, _EXPERTS = ".mlp.down", ".mlp.experts"
 
 
-@dataclass(frozen=True)
-class Selected:
-    """What is at work in a batch: the selections by layer, and the exits if a row has any."""
-
-    ffns: Mapping[int, FfnSelection]
-    exits: Exits | None
-
-
 @contextmanager
 def selecting(
     loaded: LoadedModel,
@@ -47,8 +38,10 @@ def selecting(
     *,
     records: Mapping[int, Records] | None = None,
     busy: Collection[str] = (),
-) -> Iterator[Selected]:
+) -> Iterator[Exits | None]:
     """Inside, each row computes with the part of the base that its bricks keep.
+
+    Yields the early exits, if a row has any.
 
     Args:
         loaded: the base.
@@ -78,7 +71,7 @@ def selecting(
             stack.callback(hook.remove)
         sparse = _sparse_ffns(loaded, ffns, records or {}, [*busy, *hooked])
         stack.enter_context(_quick_ffns(model, sparse, exits))
-        yield Selected(ffns, exits)
+        yield exits
 
 
 def allow_bypass(loaded: LoadedModel, work: Mapping[str, RowWork]) -> None:
@@ -194,7 +187,7 @@ def _quick_ffns(
 
     An FFN that is no module of its own (OPT) is computed whole.
     """
-    left = [n for n in exits.taps() if n > exits.first] if exits else []
+    left = range(exits.first + 1, layers_of(model)) if exits else ()
     shadowed = []
     try:
         for layer in sorted({*sparse, *left}):
