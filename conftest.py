@@ -5,4 +5,13 @@ It is set before torch loads, and for the commands that tests start; OMP_NUM_THR
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_every_run() -> None:
+    torch.manual_seed(0)
