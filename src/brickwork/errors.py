@@ -64,6 +64,10 @@ class ModelError(BrickworkError):
     """A model that cannot be loaded, or of a family that no row describes."""
 
 
+class MergeError(BrickworkError):
+    """Models, bricks or tensors that cannot be merged as asked."""
+
+
 class DataError(BrickworkError):
     """Instances or texts that are missing or not of the form asked for."""
 

@@ -1,0 +1,1 @@
+"""The verb *combine*: several models or bricks become one."""

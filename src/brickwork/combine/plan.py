@@ -1,0 +1,82 @@
+"""What a merge of whole models will do, tensor by tensor, before any weight is read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as a recipe names it: ``model``, ``model@revision``, ``model+lora``.
+
+    Attributes:
+        model: a folder, a Hub id, or ``reference``.
+        revision: branch, tag or commit of a Hub id.
+        lora: an adapter added to it: a folder or a Hub id; empty: none.
+        lora_revision: of the adapter.
+    """
+
+    model: str
+    revision: str | None = None
+    lora: str = ""
+    lora_revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One tensor of one model; ``key`` names it in random streams and errors."""
+
+    ref: ModelRef
+    tensor: str
+    key: str
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """How one tensor of the output comes to be.
+
+    Attributes:
+        name: in the output.
+        shape: in the output.
+        dtype: in the output.
+        method: a row of METHODS, or ``copy``: the first operand as it is, bit for bit.
+        operands: what it is merged from, without the base.
+        base: what they are compared with; None if the method has none.
+        parameters: the method's, complete; those of the scope ``operand`` as tuples.
+        cast: what operands are rounded to before the arithmetic; None: nothing.
+        vocabulary: whether its first axis is the vocabulary, which a tokenizer may rearrange.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    method: str
+    operands: tuple[Operand, ...]
+    base: Operand | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    cast: torch.dtype | None = None
+    vocabulary: bool = False
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A whole merge.
+
+    Attributes:
+        tensors: in the order in which they are written.
+        folders: where each model's checkpoint lies.
+        config: the output's ``config.json``.
+        donor: the model whose other files (generation configuration, tokenizer) are taken over.
+        seed: of every random choice.
+        notes: what a user should know: what was decided or passed over, one line each.
+    """
+
+    tensors: Sequence[TensorPlan]
+    folders: Mapping[ModelRef, Path]
+    config: Mapping[str, Any]
+    donor: ModelRef
+    seed: int = 0
+    notes: Sequence[str] = ()

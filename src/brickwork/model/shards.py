@@ -1,0 +1,110 @@
+"""The tensors of a checkpoint on disk, by name, behind a memory map: nothing is read until used."""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, NonNegativeInt
+from torch import Tensor
+
+from brickwork.errors import ModelError
+from brickwork.model.checkpoint import INDEX, WEIGHTS
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
+    "I32": torch.int32, "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F32": torch.float32, "F64": torch.float64, "U16": torch.uint16, "U32": torch.uint32,
+    "U64": torch.uint64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_HEADER_LIMIT = 100 << 20  # what the safetensors library allows
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where a tensor lies: dtype, shape, file, and the first byte and length in that file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    bytes: int
+
+
+class Shards:
+    """All tensors of a checkpoint's folder; their files are mapped on first use.
+
+    Raises:
+        ModelError: if a file is damaged, or two files hold a tensor of one name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, Held] = {}
+        self._maps: dict[Path, np.memmap] = {}
+        for file in weight_files(folder):
+            for name, held in read_header(file).items():
+                if name in self.tensors:
+                    raise ModelError(f"{folder} holds the tensor {name!r} twice; mend its shards.")
+                self.tensors[name] = held
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor itself, without a copy; writing to it changes nothing on disk."""
+        held = self.tensors[name]
+        if held.file not in self._maps:
+            # Copy on write: torch warns about memory that cannot be written to.
+            self._maps[held.file] = np.memmap(held.file, dtype=np.uint8, mode="c")
+        if not held.bytes:
+            return torch.empty(held.shape, dtype=held.dtype)
+        window = self._maps[held.file][held.offset : held.offset + held.bytes]
+        if held.offset % held.dtype.itemsize:  # files of old writers are not aligned
+            window = window.copy()
+        return torch.from_numpy(np.asarray(window)).view(held.dtype).reshape(held.shape)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint that ``find_checkpoint`` has accepted."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = json.loads((folder / INDEX).read_text("utf-8"))
+    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+
+
+def read_header(file: Path) -> dict[str, Held]:
+    """What a safetensors file holds, without reading it.
+
+    Raises:
+        ModelError: if the file is damaged or lies about its sizes.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, size, _HEADER_LIMIT)))
+        header.pop("__metadata__", None)
+        entries = {name: _Entry.model_validate(entry) for name, entry in header.items()}
+        return {name: _held(file, entry, 8 + length, size) for name, entry in entries.items()}
+    except (OSError, ValueError, AttributeError, struct.error) as error:
+        raise ModelError(
+            f"{file} is no sound safetensors file ({error}); fetch or copy it again."
+        ) from None
+
+
+class _Entry(BaseModel):
+    dtype: str
+    shape: tuple[NonNegativeInt, ...]
+    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
+
+
+def _held(file: Path, entry: _Entry, start: int, size: int) -> Held:
+    if entry.dtype not in DTYPES:
+        raise ValueError(f"a tensor has the dtype {entry.dtype!r}")
+    first, last = entry.data_offsets
+    held = Held(DTYPES[entry.dtype], entry.shape, file, start + first, last - first)
+    if held.bytes != prod(held.shape) * held.dtype.itemsize or start + last > size:
+        raise ValueError("a tensor's shape and place do not fit the file")
+    return held
