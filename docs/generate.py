@@ -8,6 +8,8 @@ from typing import Any
 from brickwork.brick.effects import EFFECTS
 from brickwork.brick.forms import forms
 from brickwork.build.moe_targets import MOE_TARGETS
+from brickwork.combine.method import Method, Parameter
+from brickwork.combine.methods import methods
 from brickwork.measure.need import NEEDS
 from brickwork.measure.partition import PARTITIONS
 from brickwork.measure.results import Analysis
@@ -42,6 +44,10 @@ FAMILIES = (
     "Linear maps, norms and blocks are found in any decoder model; for these families every role "
     "has a name."
 )
+ABOUT_MERGES = (
+    "A parameter marked with a star has a value for each model, any other one for all. Where no "
+    "default stands in brackets, a recipe must give it."
+)
 Rows = list[tuple[str, ...]]
 
 
@@ -52,7 +58,7 @@ def table(head: tuple[str, ...], rows: Rows) -> str:
 
 
 def tables() -> str:
-    """The tables of forms, effects and families, from the rows that the code runs by."""
+    """The tables of forms, effects, methods and families, from the rows that the code runs by."""
     of_forms = [
         (
             f"`{f.name}`", f.meaning, f.effect, ", ".join(f.sites),
@@ -77,6 +83,10 @@ def tables() -> str:
         (f"`{n}`", ", ".join(t.dense), t.shared, t.routing, t.source)
         for n, t in MOE_TARGETS.items()
     ]
+    merges = [
+        (f"`{m.name}`", m.meaning, *_needs(m), "; ".join(map(_setting, m.parameters)), m.source)
+        for m in methods().values()
+    ]
     families = [(f"`{name}`",) for name in sorted(architectures())]
     parts = (
         "# Tables\n\nWritten by `python docs/generate.py`; do not edit.",
@@ -92,11 +102,29 @@ def tables() -> str:
         table(("kind", "meaning", "needs the activations", "source"), routers),
         "## Targets of `moe`",
         table(("target", "dense families", "shared expert", "routing", "source"), targets),
+        "## Merge methods",
+        ABOUT_MERGES,
+        table(("method", "meaning", "base", "models", "parameters", "source"), merges),
         "## Families",
         FAMILIES,
         table(("family",), families),
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _needs(method: Method) -> tuple[str, str]:
+    """Whether a merge method has a base, and how many other models it takes."""
+    base = {"required": "needed", "optional": "if named", "operand": "one of the models"}
+    number = f"{method.least}" if method.most == method.least else f"{method.least} or more"
+    brings = f", with {method.statistics} statistics" if method.statistics else ""
+    return base[method.base], number + brings
+
+
+def _setting(parameter: Parameter) -> str:
+    """A parameter with its default and its meaning."""
+    star = "*" if parameter.scope == "operand" else ""
+    default = "" if parameter.default is None else f" ({str(parameter.default).lower()})"
+    return f"`{parameter.name}`{star}{default} {parameter.meaning}"
 
 
 def schema() -> str:

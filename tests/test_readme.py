@@ -1,8 +1,9 @@
 """Every block of the README and of the guide runs, in order, one folder for each file.
 
 A command block (``console`` or ``sh``) may call ``brickwork``; ``make`` lines are left out, as
-they are what runs the tests. Output that is shown as a JSON object must have the keys of the real
-one. A block that cannot run says why: ```` ```sh no-run: needs a network ````.
+they are what runs the tests. A ``yaml`` block is the file that its first line names. Output that is
+shown as a JSON object must have the keys of the real one. A block that cannot run says why:
+```` ```sh no-run: needs a network ````.
 """
 
 import json
@@ -46,7 +47,7 @@ class Call:
 
 
 def blocks(text: str) -> list[Block]:
-    """The blocks that this file is about: commands and Python."""
+    """The blocks that this file is about: commands, Python, and files in YAML."""
     return [
         Block(
             line=text.count("\n", 0, match.start()) + 1,
@@ -55,7 +56,7 @@ def blocks(text: str) -> list[Block]:
             body=textwrap.dedent(match["body"]),
         )
         for match in FENCE.finditer(text)
-        if match["language"] in (*COMMANDS, "python")
+        if match["language"] in (*COMMANDS, "python", "yaml")
     ]
 
 
@@ -84,6 +85,13 @@ def keys_shown(text: str) -> set[str] | None:
     except json.JSONDecodeError:
         return None
     return set(document) if isinstance(document, dict) else None
+
+
+def file_named(block: Block, where: str) -> str:
+    """The file that a block of YAML is the content of, as its first line says."""
+    match = re.match(r"# ([\w-]+\.yaml)\n", block.body)
+    assert match, f"{where}: a block of YAML begins with a comment that names its file: # x.yaml"
+    return match[1]
 
 
 def run_call(call: Call, folder: Path, where: str) -> None:
@@ -115,6 +123,8 @@ def run_document(text: str, folder: Path, name: str) -> int:
         where = f"{name}:{block.line}"
         if block.language == "python":
             exec(compile(block.body, where, "exec"), names)  # noqa: S102
+        elif block.language == "yaml":
+            (folder / file_named(block, where)).write_text(block.body, encoding="utf-8")
         else:
             for call in calls(block):
                 run_call(call, folder, where)
@@ -178,13 +188,19 @@ brickwork \\
 brickwork nonsense
 ```
 
+```yaml
+# made.yaml
+a: 1
+```
+
 ```console
 $ brickwork --version
 brickwork, version 0.0.0
 ```
 """
-    assert run_document(text, elsewhere, "here") == 4
+    assert run_document(text, elsewhere, "here") == 5
     assert (elsewhere / "made.txt").exists()
+    assert (elsewhere / "made.yaml").read_text("utf-8") == "# made.yaml\na: 1\n"
 
 
 def test_shown_json_needs_the_keys_of_the_real_one() -> None:

@@ -197,12 +197,15 @@ def _size_misfits(site: Site, shapes: dict[str, tuple[int, ...]], form: Form) ->
 
 
 def _spread_misfits(brick: Brick, base: Base, form: Form) -> list[str]:
-    """Sites in another order than the base's, and sites of the base that must not be left out."""
-    order = [path for path in base.sites if path in brick.by_site]
+    """Sites in another order than the base's where that counts, and sites that are left out.
+
+    It counts for forms that sit everywhere: PEFT keeps their sites as rows of one matrix.
+    """
     found = []
-    if order != [path for path in brick.spec.sites if path in base.sites]:
-        found.append(f"its sites are not in the base's order, which is {', '.join(order)}")
     if form.spread == "all":
+        order = [path for path in base.sites if path in brick.by_site]
+        if order != [path for path in brick.spec.sites if path in base.sites]:
+            found.append(f"its sites are not in the base's order, which is {', '.join(order)}")
         found += [
             f"a {form.name} sits at every {site.kind} of its base, but this has none at {site.path}"
             for kind in form.sites

@@ -66,7 +66,7 @@ class BrickSpec(_Document):
     """Everything about a brick except its tensors.
 
     ``options`` holds what the form needs to know (the scaling of a LoRA, say), ``sites`` the
-    module paths where the tensors sit, in the base's order. ``peft`` keeps the adapter
+    module paths where the tensors sit, a prefix's in the base's order. ``peft`` keeps the adapter
     configuration of an imported PEFT adapter, so that nothing is lost when it is written again;
     whoever changes the sites, ranks or scaling of such a brick sets it to None.
     """

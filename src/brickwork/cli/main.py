@@ -61,6 +61,17 @@ COMMANDS = (
     LateCommand("router", "brickwork.cli.router:router", "Train and compare routers over groups."),
     LateCommand("carve", "brickwork.cli.carve:carve", "Write a smaller model for one function."),
     LateCommand("moe", "brickwork.cli.moe:moe", "Write a dense model as a mixture of experts."),
+    LateCommand("check", "brickwork.cli.check:check", "Do bricks fit, and do they interfere."),
+    LateCommand("stitch", "brickwork.cli.stitch:stitch", "Join two models of different width."),
+    LateCommand(
+        "combine", "brickwork.cli.combine:combine", "Merge models or bricks as a recipe says."
+    ),
+    LateCommand(
+        "search", "brickwork.cli.search:search", "Find how bricks or models are best combined."
+    ),
+    LateCommand(
+        "statistics", "brickwork.cli.statistics:statistics", "Measure what merges weigh by."
+    ),
     LateCommand("store", "brickwork.cli.store:store", "Keep bricks: add, list, show, verify."),
     LateCommand(
         "reference", "brickwork.cli.reference:reference", "The embedded model and its bricks."

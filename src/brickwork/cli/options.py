@@ -56,9 +56,15 @@ def model_options(command: Command) -> Command:
             help="Number format of the weights; auto is the checkpoint's own.",
         ),
         click.option("--seed", type=int, default=0, help="Seed of every random choice."),
-        _switch("--offline", "HF_HUB_OFFLINE", "Never ask the Hub; use what is on this machine."),
+        offline_option,
     )
     return _apply(command, decorators)
+
+
+def offline_option(command: Command) -> Command:
+    """Give a command ``--offline`` alone; see ``model_options``."""
+    about = "Never ask the Hub; use what is on this machine."
+    return _switch("--offline", "HF_HUB_OFFLINE", about)(command)
 
 
 def output_options(command: Command) -> Command:

@@ -1,5 +1,8 @@
 """Weighted averages (model soups, Wortsman et al. 2022, arXiv:2203.05482)."""
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,19 +22,45 @@ def linear(operands: Operands, *, weight: tuple[float, ...], normalize: bool) ->
         MergeError: if the weights to divide by sum to 0.
 
     Source:
-        Wortsman et al. 2022, arXiv:2203.05482.
+        Wortsman et al. 2022, arXiv:2203.05482. Equal to mergekit's to the bit.
     """
-    total = sum(weight)
-    if normalize and total == 0:
-        raise MergeError(
-            f"the weights {list(weight)} at {operands.name!r} sum to 0, so they cannot be "
-            "normalised; change them, or set `normalize: false`."
-        )
+    require_sum(weight, operands.name, wanted=normalize)
 
     def combine(piece: Piece) -> Float[Tensor, "rows columns"]:
-        result = piece.tensors[0] * weight[0]
-        for tensor, factor in zip(piece.tensors[1:], weight[1:], strict=True):
-            result.add_(tensor, alpha=factor)
-        return result.div_(total) if normalize else result
+        result = weighted_sum(piece.tensors, weight)
+        return result.div_(weight_sum(weight, result.dtype)) if normalize else result
 
     return combine
+
+
+def weighted_sum(
+    vectors: Sequence[Float[Tensor, "rows columns"]], weight: Sequence[float]
+) -> Float[Tensor, "rows columns"]:
+    """The sum of the vectors, each times its factor, one after the other."""
+    result = torch.zeros_like(vectors[0])
+    for vector, factor in zip(vectors, weight, strict=True):
+        result.add_(vector, alpha=factor)
+    return result
+
+
+def weight_sum(weight: Sequence[float], dtype: torch.dtype) -> Float[Tensor, ""]:
+    """The sum of the weights, rounded as mergekit's is."""
+    return torch.tensor(weight, dtype=dtype).sum()
+
+
+def require_sum(weight: Sequence[float], name: str, *, wanted: bool = True) -> None:
+    """Refuse weights that cannot be divided by their sum.
+
+    Args:
+        weight: of the operands.
+        name: the tensor's, for the error.
+        wanted: False: nothing is divided, so any weights will do.
+
+    Raises:
+        MergeError: if they sum to 0, within rounding.
+    """
+    if wanted and abs(sum(weight)) < 1e-8:
+        raise MergeError(
+            f"the weights {list(weight)} at {name!r} sum to 0, so they cannot be normalised; "
+            "change them, or leave out the normalisation."
+        )

@@ -5,110 +5,26 @@ measures what it must in passes over the pieces, and returns what each piece bec
 package adds rows through the entry-point group ``brickwork.merge_methods``.
 """
 
-import importlib
-import keyword
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from brickwork.combine.operands import Combine, Operands, TensorSource, matrix_shape
+from brickwork.combine.method import Method, Parameter
+from brickwork.combine.operands import Operands, TensorSource, matrix_shape
+from brickwork.combine.rows import ROWS
 from brickwork.errors import MergeError, UnknownNameError
 
-Value = float | bool | str
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One setting of a method.
-
-    Attributes:
-        name: as recipes write it.
-        scope: ``shared``: one value for a tensor; ``operand``: one for each operand.
-        kind: what the value is.
-        default: used where a recipe says nothing; None: a recipe must say it.
-        meaning: one line for people, with unit and range.
-    """
-
-    name: str
-    scope: Literal["shared", "operand"]
-    kind: Literal["number", "switch", "word"]
-    default: Value | None
-    meaning: str
-
-    @property
-    def argument(self) -> str:
-        """The name as an argument of the method's function (``lambda`` gets an underscore)."""
-        return f"{self.name}_" if keyword.iskeyword(self.name) else self.name
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of METHODS.
-
-    Attributes:
-        name: as recipes write it.
-        meaning: one line for people.
-        target: ``"module:function"`` that prepares a merge.
-        base: ``required``: operands are compared with it; ``optional``; ``operand``: a base, if
-            the recipe names one, is an operand like the others.
-        least: fewest operands, not counting a base that is not one.
-        most: most operands; None: any number.
-        parameters: its settings.
-        source: the paper.
-        random: whether it draws random numbers.
-        statistics: the kind of statistics that each operand must bring; empty: none.
-    """
-
-    name: str
-    meaning: str
-    target: str
-    base: Literal["required", "optional", "operand"]
-    least: int
-    most: int | None
-    parameters: tuple[Parameter, ...]
-    source: str
-    random: bool = False
-    statistics: Literal["", "fisher", "gram"] = ""
-
-    def prepare(self, operands: Operands, values: Mapping[str, Any]) -> Combine:
-        """What each piece becomes.
-
-        Args:
-            operands: of a number that the row allows.
-            values: every parameter by its name; those of the scope ``operand`` as tuples.
-        """
-        module, _, function = self.target.partition(":")
-        prepare = getattr(importlib.import_module(module), function)
-        combine: Combine = prepare(
-            operands, **{p.argument: values[p.name] for p in self.parameters}
-        )
-        return combine
-
-
-_WEIGHT = Parameter("weight", "operand", "number", None, "factor of this model; any sign")
-
-_ROWS = (
-    Method(
-        "linear", "weighted average (model soup)", "brickwork.combine.linear:linear",
-        "operand", 1, None,
-        (
-            _WEIGHT,
-            Parameter("normalize", "shared", "switch", True, "divide by the sum of the weights"),
-        ),
-        "Wortsman et al. 2022, arXiv:2203.05482",
-    ),
-)  # fmt: skip
+__all__ = ["Method", "Parameter", "find_method", "merge_tensors", "methods", "require_count"]
 
 
 @cache
 def methods() -> Mapping[str, Method]:
     """All rows by name, those of installed packages included."""
-    rows = {row.name: row for row in _ROWS}
+    rows = {row.name: row for row in ROWS}
     for entry in entry_points(group="brickwork.merge_methods"):
         row = entry.load()
         if row.name in rows:
@@ -148,10 +64,12 @@ def merge_tensors(
         **parameters: the method's, by name; one number for all operands, or one for each.
 
     Returns:
-        A tensor of the same shape, in the dtype of the first operand.
+        A tensor of the same shape, in the dtype of the first operand (or of the base, if there
+        is nothing else).
 
     Raises:
-        MergeError: if shapes differ, a parameter is missing or unknown, or a value is not finite.
+        MergeError: if shapes differ, a parameter is missing, or a value is not finite.
+        UnknownNameError: if the method, or a parameter of it, does not exist.
 
     >>> merge_tensors("linear", [torch.zeros(2), torch.ones(2)], weight=[1, 3])
     tensor([0.7500, 0.7500])
@@ -163,6 +81,11 @@ def merge_tensors(
     if len(shapes) != 1:
         raise MergeError(f"{method} needs tensors of one shape, got {sorted(shapes)}.")
     require_count(row, len(tensors), base is not None)
+    if statistics and (not row.statistics or len(statistics) != len(tensors)):
+        wanted = f"{len(tensors)}, or none" if row.statistics else "none"
+        raise MergeError(
+            f"{method} got {len(statistics)} statistics for {len(tensors)} operands; give {wanted}."
+        )
     operands = Operands(
         "tensor",
         [TensorSource(t) for t in tensors],
@@ -172,7 +95,8 @@ def merge_tensors(
         seed,
     )
     combine = row.prepare(operands, _complete(row, parameters, len(tensors)))
-    result = torch.empty(matrix_shape(operands.shape), dtype=tensors[0].dtype)
+    dtype = (tensors[0] if tensors or base is None else base).dtype
+    result = torch.empty(matrix_shape(operands.shape), dtype=dtype)
     for piece in operands.pieces():
         result[piece.start : piece.stop] = combine(piece)
     return result.reshape(operands.shape)

@@ -24,14 +24,33 @@ class ModelRef:
     lora: str = ""
     lora_revision: str | None = None
 
+    def __str__(self) -> str:
+        """As a recipe writes it.
+
+        >>> str(ModelRef("org/base", "v2", "adapter"))
+        'org/base@v2+adapter'
+        """
+        model = f"{self.model}@{self.revision}" if self.revision else self.model
+        if not self.lora:
+            return model
+        return f"{model}+{self.lora}" + (f"@{self.lora_revision}" if self.lora_revision else "")
+
 
 @dataclass(frozen=True)
 class Operand:
-    """One tensor of one model; ``key`` names it in random streams and errors."""
+    """One tensor of one model.
+
+    Attributes:
+        ref: the model.
+        tensor: the tensor's name in that model.
+        key: names it in random streams and errors; no two operands of a tensor have the same.
+        statistics: the folder of the model's statistics, for methods that weigh by them.
+    """
 
     ref: ModelRef
     tensor: str
     key: str
+    statistics: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,9 @@ class TensorPlan:
         name: in the output.
         shape: in the output.
         dtype: in the output.
-        method: a row of METHODS, or ``copy``: the first operand as it is, bit for bit.
+        method: a row of METHODS, or ``copy``: the first operand, bit for bit if it has ``dtype``
+            already, else rounded to ``cast`` and then to ``dtype``; if there are more operands,
+            all must be equal to the byte.
         operands: what it is merged from, without the base.
         base: what they are compared with; None if the method has none.
         parameters: the method's, complete; those of the scope ``operand`` as tuples.

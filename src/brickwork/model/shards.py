@@ -1,13 +1,13 @@
 """The tensors of a checkpoint on disk, by name, behind a memory map: nothing is read until used."""
 
 import json
+import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import BaseModel, NonNegativeInt
 from torch import Tensor
@@ -36,7 +36,7 @@ class Held:
 
 
 class Shards:
-    """All tensors of a checkpoint's folder; their files are mapped on first use.
+    """All tensors of a checkpoint's folder; each is mapped for as long as it is used.
 
     Raises:
         ModelError: if a file is damaged, or two files hold a tensor of one name.
@@ -45,7 +45,6 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors: dict[str, Held] = {}
-        self._maps: dict[Path, np.memmap] = {}
         for file in weight_files(folder):
             for name, held in read_header(file).items():
                 if name in self.tensors:
@@ -54,16 +53,35 @@ class Shards:
 
     def tensor(self, name: str) -> Tensor:
         """The tensor itself, without a copy; writing to it changes nothing on disk."""
-        held = self.tensors[name]
-        if held.file not in self._maps:
+        return map_tensor(self.tensors[name])
+
+
+def map_tensor(held: Held) -> Tensor:
+    """A tensor of a file behind a memory map of its own, which goes when the tensor does.
+
+    One map for a whole file would do too, but then a process seems to hold all that it ever read.
+
+    Raises:
+        ModelError: if the file has become shorter since its header was read.
+    """
+    if not held.bytes:
+        return torch.empty(held.shape, dtype=held.dtype)
+    before = held.offset % mmap.ALLOCATIONGRANULARITY
+    try:
+        with held.file.open("rb") as file:
             # Copy on write: torch warns about memory that cannot be written to.
-            self._maps[held.file] = np.memmap(held.file, dtype=np.uint8, mode="c")
-        if not held.bytes:
-            return torch.empty(held.shape, dtype=held.dtype)
-        window = self._maps[held.file][held.offset : held.offset + held.bytes]
-        if held.offset % held.dtype.itemsize:  # files of old writers are not aligned
-            window = window.copy()
-        return torch.from_numpy(np.asarray(window)).view(held.dtype).reshape(held.shape)
+            window = mmap.mmap(
+                file.fileno(), before + held.bytes,
+                offset=held.offset - before, access=mmap.ACCESS_COPY,
+            )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{held.file} cannot be read any more ({error}); restore it and begin again."
+        ) from None
+    raw = torch.frombuffer(window, dtype=torch.uint8, count=held.bytes, offset=before)
+    if before % held.dtype.itemsize:  # files of old writers are not aligned
+        raw = raw.clone()
+    return raw.view(held.dtype).reshape(held.shape)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -1,0 +1,162 @@
+"""``brickwork combine`` on a recipe for whole models."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brickwork.cli.console import emit, progress
+
+if TYPE_CHECKING:
+    from brickwork.combine.engine import Extras, MergeSummary
+    from brickwork.combine.plan import MergePlan, ModelRef
+    from brickwork.combine.recipe import Recipe
+    from brickwork.measure.tradeoff import Tradeoff
+
+
+def combine_models(
+    document: dict[str, Any], where: Path, out: Path, as_json: bool, options: dict[str, Any]
+) -> None:
+    """Plan the merge, carry it out, and say what was done.
+
+    Args:
+        document: the recipe, as it was read.
+        where: its file, for errors.
+        out: folder for the result.
+        as_json: whether to print JSON.
+        options: those of the command.
+    """
+    from brickwork.cli.combine_view import describe_plan, render
+    from brickwork.combine.engine import write_merge
+    from brickwork.combine.recipe import parse_recipe
+    from brickwork.combine.workshop import require_vacant
+
+    require_vacant(out)
+    recipe = parse_recipe(document, str(where))
+    if options["seed"] is not None:
+        recipe = recipe.model_copy(update={"seed": options["seed"]})
+    plan, extras = _planned(recipe, document)
+    said = {"out": str(out), **describe_plan(plan, extras, options["workers"])}
+    dry_run = options["dry_run"]
+    if not dry_run:
+        with progress("merge", said["bytes_to_write"]) as advance:
+            summary = write_merge(
+                plan, out, extras=extras, workers=options["workers"],
+                shard_bytes=options["shard_size"], advance=advance,
+            )  # fmt: skip
+        said |= what_was_done(summary, said["bytes_to_read"])
+        said |= _evaluated(recipe, plan, out, options)
+    emit(said, as_json, lambda console: render(console, said, dry_run))
+
+
+def _planned(recipe: "Recipe", document: Mapping[str, Any]) -> "tuple[MergePlan, Extras]":
+    from brickwork.combine.planner import plan_merge
+    from brickwork.combine.sources import Extras
+
+    plan = plan_merge(recipe, fetch_model)
+    rearranged, files = None, {}
+    if recipe.vocabulary is not None:
+        from brickwork.combine.vocabulary import plan_vocabulary, with_vocabulary
+
+        vocabulary = plan_vocabulary(recipe.vocabulary, plan.folders, base=recipe.base_model)
+        plan = with_vocabulary(plan, vocabulary)
+        rearranged, files = vocabulary.rearranged, dict(vocabulary.files)
+    if recipe.chat_template is not None:
+        files = _templated(recipe.chat_template, plan, files)
+    record = {"recipe": _without_places(document, plan)}
+    return plan, Extras(rearranged=rearranged, files=files, record=record)
+
+
+def _templated(wanted: str, plan: "MergePlan", files: dict[str, bytes]) -> dict[str, bytes]:
+    from brickwork.combine.chat_template import choose_template, with_template
+    from brickwork.combine.tokenizer_file import tokenizer_files
+
+    template = choose_template(wanted, plan.folders)
+    return files if template is None else with_template(
+        files or tokenizer_files(plan.folders[plan.donor]), template
+    )  # fmt: skip
+
+
+def fetch_model(ref: "ModelRef") -> Path:
+    """The folder of a model's checkpoint, fetched if it is on the Hub."""
+    from brickwork.model.checkpoint import find_checkpoint
+    from brickwork.reference.paths import resolve_model
+
+    return find_checkpoint(resolve_model(ref.model), ref.revision, weights=True)
+
+
+def _without_places(document: Any, plan: "MergePlan") -> Any:
+    """The recipe with the names of local folders instead of their paths on this machine."""
+    from brickwork.combine.plan import ModelRef
+    from brickwork.combine.small_files import model_name
+
+    names = {str(ref): model_name(ref, folder) for ref, folder in plan.folders.items()}
+    names |= {r.model: model_name(ModelRef(r.model), path) for r, path in plan.folders.items()}
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {walk(key): walk(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [walk(value) for value in node]
+        return names.get(node, _last(node)) if isinstance(node, str) else node
+
+    return walk(document)
+
+
+def _last(text: str) -> str:
+    """The last part of an absolute path; any other text as it is."""
+    path = Path(text)
+    return path.name if path.is_absolute() else text
+
+
+def what_was_done(summary: "MergeSummary", bytes_read: int) -> dict[str, Any]:
+    """The summary in numbers for people."""
+    moved = bytes_read + summary.bytes
+    return {
+        "seconds": round(summary.seconds, 3),
+        "megabytes_per_second": round(moved / 1e6 / max(summary.seconds, 1e-9), 1),
+        "files": summary.files,
+        "resumed_tensors": summary.resumed,
+        "workers": summary.workers,
+    }
+
+
+def _evaluated(
+    recipe: "Recipe", plan: "MergePlan", out: Path, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Losses of base, parents and result, if the command asks for them."""
+    if options["data"] is None:
+        return {}
+    from brickwork.cli.combine_evaluate import (
+        Contender,
+        evaluated,
+        model_losses,
+        read_evaluation,
+    )
+    from brickwork.combine.small_files import model_name
+    from brickwork.model.load import load_model
+
+    settings = {**options, "seed": plan.seed}
+    instances = read_evaluation(settings)
+
+    def contender(name: str, folder: Path, role: Any) -> Contender:
+        def losses() -> dict[str, float]:
+            loaded = load_model(str(folder))
+            return model_losses(loaded, instances, longest=options["longest"])
+
+        return Contender(name, role, losses)
+
+    contenders = [
+        contender(model_name(ref, folder), folder, "base" if ref == recipe.base_model else "parent")
+        for ref, folder in plan.folders.items()
+        if not ref.lora
+    ]
+    contenders.append(contender(out.name, out, "child"))
+    tradeoff = evaluated(contenders, instances, method=recipe.merge_method, options=settings)
+    return _reported(tradeoff, options["report"])
+
+
+def _reported(tradeoff: "Tradeoff", report: Path | None) -> dict[str, Any]:
+    from brickwork.cli.combine_evaluate import write_report
+
+    page = None if report is None else str(write_report(tradeoff, report))
+    return {"tradeoff": tradeoff.model_dump(mode="json"), "report": page}
