@@ -12,10 +12,12 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-from brickwork.brick.folder import read_brick
+from brickwork.brick.folder import read_brick, write_brick
 from brickwork.cli.combine import KINDS, combine
-from brickwork.errors import ConfigurationError, MergeError
+from brickwork.errors import ConfigurationError, DataError, MergeError, UnknownNameError
+from brickwork.model.load import load_model
 from brickwork.reference.paths import bricks_folder, model_folder
+from tests.bricks import random_brick
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -164,3 +166,65 @@ def test_it_is_a_command_with_an_example_of_its_own() -> None:
     assert isinstance(combine, click.Command)
     assert "brickwork combine soup.yaml" in (combine.help or "")
     assert {"bricks", "experts"} <= set(KINDS)
+
+
+def test_a_lora_may_be_named_as_a_brick_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRICKWORK_HOME", str(tmp_path / "home"))
+    recipe = {"merge_method": "passthrough", "models": [{"model": "reference+shell@1"}]}
+    (tmp_path / "one.yaml").write_text(json.dumps(recipe))
+    said = document(tmp_path / "one.yaml", "-o", tmp_path / "out")
+    assert said["models"] == ["reference+shell"]
+    brick = read_brick(bricks_folder() / "shell")
+    site = "model.layers.3.mlp.down_proj"
+    base = load_file(model_folder() / "model.safetensors")[f"{site}.weight"].double()
+    slots, alpha = brick.by_site[site], float(brick.spec.options["alpha"])  # type: ignore[arg-type]
+    update = slots["B"].double() @ slots["A"].double() * (alpha / len(slots["A"]))
+    merged = load_file(tmp_path / "out/model.safetensors")[f"{site}.weight"].double()
+    # One rounding to bfloat16, of 2**-9, over sums in float32.
+    assert torch.allclose(merged, base + update, rtol=2**-8, atol=1e-6)
+    wrong = {"merge_method": "passthrough", "models": [{"model": "reference+shel"}]}
+    (tmp_path / "two.yaml").write_text(json.dumps(wrong))
+    with pytest.raises(UnknownNameError, match="did you mean 'shell'"):
+        call(tmp_path / "two.yaml", "-o", tmp_path / "no")
+
+
+def test_everyone_is_measured_on_the_same_instances(place: Path, tmp_path: Path) -> None:
+    base = load_model(str(place / "one")).base
+    brick = random_brick("lora", base, torch.Generator().manual_seed(0))
+    write_brick(brick, tmp_path / "adapter")
+    models = [
+        {"model": str(place / "one"), "parameters": {"weight": 1.0}},
+        {"model": f"{place / 'one'}+{tmp_path / 'adapter'}", "parameters": {"weight": 1.0}},
+    ]
+    recipe = {
+        "merge_method": "task_arithmetic", "models": models, "base_model": str(place / "one"),
+    }  # fmt: skip
+    (tmp_path / "sum.yaml").write_text(json.dumps(recipe))
+    lines = [
+        json.dumps({"functionality": f, "prompt": f"a b {n}", "response": "c d e"})
+        for n, f in enumerate("xyxy")
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    said = document(
+        tmp_path / "sum.yaml", "-o", tmp_path / "out", "--evaluate", tmp_path / "data.jsonl",
+        "--report", tmp_path / "report",
+    )  # fmt: skip
+    members = {m["name"]: m for m in said["tradeoff"]["members"]}
+    assert {n: m["role"] for n, m in members.items()} == {
+        "one": "base", "one+adapter": "parent", "out": "child",
+    }  # fmt: skip
+    # The base plus all of the only change is the parent; its brick runs unmerged: float32 sums.
+    for name, loss in members["out"]["losses"].items():
+        assert loss == pytest.approx(members["one+adapter"]["losses"][name], abs=1e-4)
+        assert abs(loss - members["one"]["losses"][name]) > 1e-3
+    assert said["tradeoff"]["instances"] == {"x": 2, "y": 2}
+    assert (tmp_path / "report/tradeoff.html").is_file()
+    assert str(tmp_path) not in (tmp_path / "report/tradeoff.json").read_text()
+
+
+def test_data_that_cannot_be_read_is_refused_before_the_merge(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        call(place / "soup.yaml", "-o", tmp_path / "out", "--evaluate", tmp_path / "none.jsonl")
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from brickwork.brick.base import Base
     from brickwork.brick.brick import Brick
     from brickwork.model.load import LoadedModel
+    from brickwork.store.store import Store
 
 
 @dataclass
@@ -79,16 +80,26 @@ class BrickSource:
         name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower())[:80].strip("-._")
         return read_peft(folder, self.base, name or "adapter")
 
+    def folder(self, reference: str) -> Path:
+        """The folder of a brick in the store, which stays as it is as long as the brick is kept.
+
+        Raises:
+            UnknownNameError: if the store has none of that name.
+        """
+        with self._opened() as store:
+            return store.path(reference)
+
     def _kept(self, reference: str) -> "Brick":
+        with self._opened() as store:
+            return store.get(reference)
+
+    def _opened(self) -> "Store":
         from brickwork.reference.builtin import builtin_store
         from brickwork.reference.paths import NAME
         from brickwork.store.store import Store, default_path
 
         if self.store is not None:
-            opened = Store.open(self.store, create=False)
-        elif self.model in {None, NAME}:
-            opened = builtin_store()
-        else:
-            opened = Store.open(default_path())
-        with opened as store:
-            return store.get(reference)
+            return Store.open(self.store, create=False)
+        if self.model in {None, NAME}:
+            return builtin_store()
+        return Store.open(default_path())

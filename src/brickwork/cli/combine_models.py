@@ -1,16 +1,18 @@
 """``brickwork combine`` on a recipe for whole models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brickwork.cli.console import emit, progress
 
 if TYPE_CHECKING:
+    from brickwork.brick.brick import Brick
     from brickwork.combine.engine import Extras, MergeSummary
     from brickwork.combine.plan import MergePlan, ModelRef
     from brickwork.combine.recipe import Recipe
     from brickwork.measure.tradeoff import Tradeoff
+    from brickwork.model.load import LoadedModel
 
 
 def combine_models(
@@ -38,13 +40,14 @@ def combine_models(
     said = {"out": str(out), **describe_plan(plan, extras, options["workers"])}
     dry_run = options["dry_run"]
     if not dry_run:
+        judge = _evaluated(recipe, plan, extras, out, options)
         with progress("merge", said["bytes_to_write"]) as advance:
             summary = write_merge(
                 plan, out, extras=extras, workers=options["workers"],
                 shard_bytes=options["shard_size"], advance=advance,
             )  # fmt: skip
         said |= what_was_done(summary, said["bytes_to_read"])
-        said |= _evaluated(recipe, plan, out, options)
+        said |= judge()
     emit(said, as_json, lambda console: render(console, said, dry_run))
 
 
@@ -63,7 +66,26 @@ def _planned(recipe: "Recipe", document: Mapping[str, Any]) -> "tuple[MergePlan,
     if recipe.chat_template is not None:
         files = _templated(recipe.chat_template, plan, files)
     record = {"recipe": _without_places(document, plan)}
-    return plan, Extras(rearranged=rearranged, files=files, record=record)
+    return plan, Extras(
+        rearranged=rearranged, files=files, adapters=adapters_of(plan), record=record
+    )
+
+
+def adapters_of(plan: "MergePlan") -> "dict[ModelRef, Path]":
+    """Folders of the LoRAs that are named as bricks of a store are."""
+    from brickwork.cli.brick_inputs import BrickSource
+
+    named = [
+        ref
+        for ref in plan.folders
+        if ref.lora and "/" not in ref.lora and not Path(ref.lora).expanduser().is_dir()
+    ]
+    return {
+        ref: BrickSource(model=ref.model).folder(
+            ref.lora + (f"@{ref.lora_revision}" if ref.lora_revision else "")
+        )
+        for ref in named
+    }
 
 
 def _templated(wanted: str, plan: "MergePlan", files: dict[str, bytes]) -> dict[str, bytes]:
@@ -121,38 +143,45 @@ def what_was_done(summary: "MergeSummary", bytes_read: int) -> dict[str, Any]:
 
 
 def _evaluated(
-    recipe: "Recipe", plan: "MergePlan", out: Path, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Losses of base, parents and result, if the command asks for them."""
+    recipe: "Recipe", plan: "MergePlan", extras: "Extras", out: Path, options: Mapping[str, Any]
+) -> "Callable[[], dict[str, Any]]":
+    """What finds the losses of base, parents and result; the data is read at once."""
     if options["data"] is None:
-        return {}
-    from brickwork.cli.combine_evaluate import (
-        Contender,
-        evaluated,
-        model_losses,
-        read_evaluation,
-    )
+        return dict
+    from brickwork.cli.combine_evaluate import Contender, evaluated, model_losses, read_evaluation
     from brickwork.combine.small_files import model_name
+    from brickwork.combine.sources import Sources
     from brickwork.model.load import load_model
 
     settings = {**options, "seed": plan.seed}
-    instances = read_evaluation(settings)
+    instances, adapters = read_evaluation(settings), Sources(plan, extras).adapters
 
-    def contender(name: str, folder: Path, role: Any) -> Contender:
+    def contender(name: str, folder: Path, role: Any, ref: "ModelRef | None" = None) -> Contender:
         def losses() -> dict[str, float]:
             loaded = load_model(str(folder))
-            return model_losses(loaded, instances, longest=options["longest"])
+            bricks = [_lora(ref, adapters[ref], loaded)] if ref in adapters else []
+            return model_losses(loaded, instances, longest=options["longest"], bricks=bricks)
 
         return Contender(name, role, losses)
 
-    contenders = [
-        contender(model_name(ref, folder), folder, "base" if ref == recipe.base_model else "parent")
+    parents = [
+        contender(name, folder, "base" if ref == recipe.base_model else "parent", ref)
         for ref, folder in plan.folders.items()
-        if not ref.lora
+        for name in [model_name(ref, folder)]
     ]
-    contenders.append(contender(out.name, out, "child"))
-    tradeoff = evaluated(contenders, instances, method=recipe.merge_method, options=settings)
-    return _reported(tradeoff, options["report"])
+
+    def judge() -> dict[str, Any]:
+        contenders = [*parents, contender(out.name, out, "child")]
+        found = evaluated(contenders, instances, method=recipe.merge_method, options=settings)
+        return _reported(found, options["report"])
+
+    return judge
+
+
+def _lora(ref: "ModelRef", adapter: Path, loaded: "LoadedModel") -> "Brick":
+    from brickwork.combine.lora_source import read_lora
+
+    return read_lora(ref.lora, adapter, loaded.base)
 
 
 def _reported(tradeoff: "Tradeoff", report: Path | None) -> dict[str, Any]:

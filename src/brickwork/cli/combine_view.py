@@ -62,16 +62,30 @@ def render(console: "Console", said: dict[str, Any], dry_run: bool) -> None:
         table.add_row("took", rate)
     if said.get("resumed_tensors"):
         table.add_row("went on", f"{said['resumed_tensors']} tensors were made before")
-    for member in said.get("tradeoff", {}).get("members", []):
-        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in member["losses"].items())
-        table.add_row(f"loss, {member['name']}", losses)
     console.print(table)
     for note in said["notes"]:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    if said.get("report"):
-        console.print(f"report: {said['report']}", markup=False, soft_wrap=True)
+    render_losses(console, said)
     word = "model, not written (dry run)" if dry_run else "model"
     console.print(f"{word}: {said['out']}", markup=False, soft_wrap=True)
+
+
+def render_losses(console: "Console", said: dict[str, Any]) -> None:
+    """The losses of base, parents and result, and where the page with figures is."""
+    from rich.table import Table
+
+    if "tradeoff" not in said:
+        return
+    found = said["tradeoff"]
+    table = Table(found["by"], caption="nats per response token", caption_justify="left")
+    for member in found["members"]:
+        table.add_column(f"{member['name']} ({member['role']})", justify="right")
+    for name, count in found["instances"].items():
+        losses = (f"{member['losses'][name]:.3f}" for member in found["members"])
+        table.add_row(f"{name} ({count})", *losses)
+    console.print(table)
+    if said.get("report"):
+        console.print(f"report: {said['report']}", markup=False, soft_wrap=True)
 
 
 def _size(size: float) -> str:

@@ -122,7 +122,7 @@ def open_adapter(
         MisfitError: if it is for other modules than the model has.
     """
     outline = outline_model(str(checkpoint)).model
-    brick = _read_fitting(lora, adapter, Base(_without_weights(outline.config), sites_of(outline)))
+    brick = read_lora(lora, adapter, Base(_without_weights(outline.config), sites_of(outline)))
     options = LoraOptions.model_validate(brick.spec.options)
     updates = {}
     for site, slots in brick.by_site.items():
@@ -142,12 +142,23 @@ def open_adapter(
     return updates
 
 
-def _read_fitting(lora: str, adapter: Path, base: Base) -> Brick:
+def read_lora(lora: str, adapter: Path, base: Base) -> Brick:
+    """A LoRA as a brick of a base, whichever weights of the same shapes it was made on.
+
+    Args:
+        lora: its name, for errors.
+        adapter: the folder of a PEFT adapter, or of a brick of the form ``lora``.
+        base: what it is added to.
+
+    Raises:
+        MergeError: if the folder is neither, or holds another form.
+        BrickFormatError: if it is damaged, or is more than a LoRA.
+        MisfitError: if it is for other modules than the base has.
+    """
     if is_brick_folder(adapter):
-        brick = read_brick(adapter)
-        made_for = brick.spec.base
-        same = made_for.model_copy(update={"architecture": base.fingerprint.architecture})
-        require_fit(brick, Base(same, base.sites))
+        kept = read_brick(adapter)
+        brick = Brick(kept.spec.model_copy(update={"base": base.fingerprint}), kept.tensors)
+        require_fit(brick, base)
     elif is_peft_folder(adapter):
         brick = read_peft(adapter, base, "adapter")
     else:

@@ -43,6 +43,7 @@ class Extras:
             same objects where nothing changes. Called by several threads at once.
         files: files of the output that take the place of the donor's; names may have one folder.
         tensors: values of tensors whose plan is a ``copy`` of no operand.
+        adapters: folders of those models' LoRAs whose name is neither a folder nor a Hub id.
         record: how the merge came to be, as JSON.
     """
 
@@ -51,6 +52,7 @@ class Extras:
     ) = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    adapters: Mapping[ModelRef, Path] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,10 +67,12 @@ class Sources:
     def __init__(self, plan: MergePlan, extras: Extras) -> None:
         self._plan, self._extras = plan, extras
         self._shards = {folder: Shards(folder) for folder in dict.fromkeys(plan.folders.values())}
-        self._adapters = {
-            ref: _load("adapter")(ref.lora, ref.lora_revision) for ref in plan.folders if ref.lora
+        self.adapters = {
+            ref: extras.adapters.get(ref) or _load("adapter")(ref.lora, ref.lora_revision)
+            for ref in plan.folders
+            if ref.lora
         }
-        self._updates = {ref: self._open_lora(ref, path) for ref, path in self._adapters.items()}
+        self._updates = {ref: self._open_lora(ref, path) for ref, path in self.adapters.items()}
         self._statistics: dict[Path | None, Statistics] = {}
         for tensor in plan.tensors:
             kind = "" if tensor.method == COPY else find_method(tensor.method).statistics
@@ -79,7 +83,7 @@ class Sources:
     def files(self) -> list[Path]:
         """Every file that numbers come from."""
         files = {held.file for shards in self._shards.values() for held in shards.tensors.values()}
-        for folder in (*self._adapters.values(), *filter(None, self._statistics)):
+        for folder in (*self.adapters.values(), *filter(None, self._statistics)):
             files.update(folder.glob("*.safetensors"))
         return sorted(files)
 
