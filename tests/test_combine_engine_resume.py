@@ -1,5 +1,6 @@
 """A merge that is killed, refused or started twice: nothing at the target, and no work lost."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -92,12 +93,76 @@ def test_a_killed_run_leaves_nothing_and_the_next_goes_on(tmp_path: Path) -> Non
 def test_an_interrupted_run_goes_on_with_all_that_was_done(tmp_path: Path) -> None:
     plan = plan_in(tmp_path)
     stop_after(5, tmp_path, plan)
-    with (tmp_path / PLACE / "journal").open("a") as journal:
-        journal.write('"layer.1')  # a line that a kill cut short
+    for tensors in (2, 3):  # the first is what was done before
+        with (tmp_path / PLACE / "journal").open("ab") as journal:
+            journal.write(b'"layer.1')  # a line that a kill cut short
+        stop_after(tensors, tmp_path, plan)
+    with (tmp_path / PLACE / "journal").open("ab") as journal:
+        journal.write(b"\0\xff\n")  # what a power failure left
     told: list[int] = []
     summary = write_merge(plan, tmp_path / "out", advance=told.append)
-    assert summary.resumed >= 5
+    assert summary.resumed == 8
     assert sum(told) == summary.bytes
+
+
+def test_a_header_that_a_power_failure_took_is_written_again(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    stop_after(3, tmp_path, plan)
+    with (tmp_path / PLACE / "new/model.safetensors").open("r+b") as file:
+        file.write(bytes(64))
+    assert write_merge(plan, tmp_path / "out").resumed == 3
+    assert set(load_file(tmp_path / "out/model.safetensors")) == set(SHAPES)
+
+
+def test_a_failing_disk_is_told_and_the_same_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    plan = plan_in(tmp_path)
+    stop_after(5, tmp_path, plan)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_write", fail)
+        with pytest.raises(MergeError, match=r"stopped \(.*No space left.*; mend that, and the same"):
+            write_merge(plan, tmp_path / "out")
+    assert write_merge(plan, tmp_path / "out").resumed == 5
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(MergeError, match=r"stopped \(.*Not a directory.*name a folder elsewhere"):
+        write_merge(plan, tmp_path / "file/out")
+
+
+def test_a_target_that_appears_meanwhile_is_not_overwritten_and_costs_no_work(
+    tmp_path: Path,
+) -> None:
+    plan = plan_in(tmp_path)
+    target = tmp_path / "out"
+    with pytest.raises(MergeError, match="which is there already"):
+        write_merge(plan, target, advance=lambda _: target.mkdir(exist_ok=True))
+    target.rmdir()
+    write_merge(plan, target)
+    assert not (tmp_path / PLACE).exists()
+
+
+def test_a_model_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+
+    def change(size: int) -> None:
+        if size:
+            os.utime(tmp_path / "m0/model.safetensors", ns=(1, 1))
+
+    with pytest.raises(MergeError, match="changed while they were merged"):
+        write_merge(plan, tmp_path / "out", advance=change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_thread_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="0 tensors were to be at work at once"):
+        write_merge(plan_in(tmp_path), tmp_path / "out", workers=0)
 
 
 @pytest.mark.parametrize("change", ["weights", "source", "record", "shards", "damage"])

@@ -76,6 +76,21 @@ def test_equals_pefts_own_merge(tmp_path: Path, family: str, config: str) -> Non
     assert changed >= 2 * len(TARGETS[family])
 
 
+def test_another_scale_of_the_adapter_is_another_merge(tmp_path: Path) -> None:
+    adapter(tmp_path, "llama")
+    plan = sum_plan(tmp_path)
+
+    def interrupt(size: int) -> None:
+        if size:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_merge(plan, tmp_path / "out", workers=1, advance=interrupt)
+    settings = tmp_path / "lora/adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"lora_alpha": 50}))
+    assert write_merge(plan, tmp_path / "out").resumed == 0
+
+
 def test_a_lora_brick_is_added_as_its_adapter_is(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "base")

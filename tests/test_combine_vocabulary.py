@@ -182,6 +182,39 @@ def test_another_model_s_tokenizer_brings_its_special_numbers_along(tmp_path: Pa
     assert with_vocabulary(plan, vocabulary).config == {"vocab_size": TOKENS, "eos_token_id": 98}
 
 
+def test_a_model_outside_the_merge_may_lend_its_tokenizer(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True), AddedToken("apple")])
+    outside = saved(tmp_path / "outside", tokenizer, TOKENS + 9, eos_token_id=7)
+    models = refs(folders, "base", "chat")
+    found = plan_vocabulary(
+        TokenizerChoice(source="org/outside"), models, fetch={ModelRef("org/outside"): outside}.get
+    )
+    assert found.size == TOKENS + 2
+    assert list(found.rows) == list(models)
+    assert [rows[-2:].tolist() for rows in found.rows.values()] == [[-1, -1], [TOKENS, -1]]
+    assert found.config["eos_token_id"] == 7
+    text = TEXT + "<|im_start|>apple"
+    assert loaded(found, tmp_path / "out")(text).input_ids == tokenizer(text).input_ids
+    with pytest.raises(MergeError, match="name org/outside, which is none"):
+        plan_vocabulary(TokenizerChoice(source="org/outside"), models)
+
+
+def test_other_rows_and_other_fillings_are_another_record(folders: dict[str, Path]) -> None:
+    choices = [
+        planned(folders),
+        planned(folders, base=False),
+        planned(folders, source="base"),
+        planned(folders, tokens={"banana": {"source": {"kind": "zero"}}}),
+        planned(folders, tokens={"banana": {"source": {"kind": "zero"}, "force": True}}),
+    ]
+    records = [json.dumps(vocabulary.record) for vocabulary, _ in choices]
+    assert len(set(records)) == len(choices)
+    assert records[0] == json.dumps(planned(folders)[0].record)
+
+
 def test_a_forced_token_is_the_named_model_s_in_every_model(folders: dict[str, Path]) -> None:
     tokens = {
         "the": {"source": str(folders["chat"]), "force": True},

@@ -55,8 +55,11 @@ def test_a_file_that_has_become_shorter_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"data_offsets": [0, 12]}, "do not fit the file"),
-        ({"data_offsets": [0, 400], "shape": [100]}, "do not fit the file"),
+        ({"shape": [3]}, "does not fit its place"),
+        ({"data_offsets": [0, 400], "shape": [100]}, "take 400 bytes, but the file has room for 8"),
+        ({"data_offsets": [0, 4], "shape": [1]}, "take 4 bytes, but the file has room for 8"),
+        ({"data_offsets": [4, 8], "shape": [1]}, "leave a gap at byte 0"),
+        ({"data_offsets": [8, 0], "shape": [0]}, "leave a gap at byte 0"),
         ({"dtype": "F31"}, "'F31'"),
         ({"shape": [-2]}, "shape"),
     ],
@@ -67,6 +70,27 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, change: dict, reason: str
     file = tmp_path / "x.safetensors"
     file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     with pytest.raises(ModelError, match=reason):
+        read_header(file)
+
+
+@pytest.mark.parametrize(
+    ("header", "data"),
+    [
+        (b"[1]", 0),
+        (b'{"w": ' + b"[" * 100_000, 0),
+        (b'{"w": {"dtype": "F32", "shape": [0, 1%s], "data_offsets": [0, 0]}}' % (b"0" * 30), 0),
+        (
+            b'{"v": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},'
+            b' "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+            8,
+        ),
+    ],
+    ids=["a list", "brackets", "an axis beyond torch's numbers", "tensors in one place"],
+)
+def test_a_header_that_is_no_header_is_refused(tmp_path: Path, header: bytes, data: int) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(data))
+    with pytest.raises(ModelError, match="is no sound safetensors file"):
         read_header(file)
 
 

@@ -2,20 +2,35 @@
 
 import pkgutil
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from brickwork.cli.combine_evaluate import evaluation_options, require_sense
-from brickwork.cli.options import OUT, offline_option, output_options
+from brickwork.cli.options import OUT, offline_option, output_options, written_flags
+from brickwork.errors import ConfigurationError
 
-# What a recipe is, by a key that only its kind has; each is carried out by its own module.
+
+@dataclass(frozen=True)
+class Kind:
+    """What a recipe may be of: how it is called, what carries it out, and idle options."""
+
+    name: str
+    target: str
+    idle: tuple[str, ...]
+
+
+# By a key that only recipes of this kind have.
 KINDS = {
-    "bricks": "brickwork.cli.combine_bricks:combine_bricks",
-    "experts": "brickwork.cli.combine_mixture:combine_mixture",
+    "bricks": Kind(
+        "bricks", "brickwork.cli.combine_bricks:combine_bricks", ("shard_size", "workers")
+    ),
+    "experts": Kind("experts", "brickwork.cli.combine_mixture:combine_mixture", ("model",)),
 }
-_MODELS = "brickwork.cli.combine_models:combine_models"
+_MODELS = Kind("models", "brickwork.cli.combine_models:combine_models", ("model",))
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -49,6 +64,11 @@ class SizeType(click.ParamType[int]):
     "--workers", type=click.IntRange(min=1),
     help="Tensors at work at once (default: one for each core, if memory allows).",
 )  # fmt: skip
+@click.option(
+    "--store", type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Store with the bricks that are named (default: the built-in one).",
+)  # fmt: skip
+@click.option("--model", help="Base of the bricks, for PEFT adapters and for --evaluate.")
 @evaluation_options
 @offline_option
 @output_options
@@ -57,19 +77,34 @@ def combine(recipe: Path, out: Path, as_json: bool, **options: Any) -> None:
 
     A recipe names models (mergekit's recipes run as they are), or, under `bricks:`, bricks, or,
     under `experts:`, dense models that become one mixture. A model is a folder, a Hub id with an
-    optional @revision, or `reference`; `+adapter` after it adds a LoRA. A run that was stopped goes
-    on when the same command is given again.
+    optional @revision, or `reference`; `+adapter` after it adds a LoRA. A merge of models that was
+    stopped goes on when the same command is given again.
 
     \b
     Examples:
       brickwork combine soup.yaml -o soup --dry-run
       brickwork combine soup.yaml -o soup
       brickwork combine soup.yaml -o soup --evaluate reference --report soup-report
+      brickwork combine bricks.yaml -o both --store ./store --model ./base
     """
     from brickwork.combine.document import read_document
 
-    if options["data"] is not None or options["report"] is not None:
-        require_sense(options)
+    require_sense(options)
     document = read_document(recipe)
-    target = next((target for key, target in KINDS.items() if key in document), _MODELS)
-    pkgutil.resolve_name(target)(document, recipe, out, as_json, options)
+    kind = _kind(document, recipe)
+    if idle := written_flags(kind.idle):
+        raise ConfigurationError(
+            f"{recipe} is a recipe for {kind.name}, on which {', '.join(idle)} would have no "
+            "effect; leave it out."
+        )
+    pkgutil.resolve_name(kind.target)(document, recipe, out, as_json, options)
+
+
+def _kind(document: Mapping[str, Any], recipe: Path) -> Kind:
+    keys = [key for key in (*KINDS, "models", "slices", "modules") if key in document]
+    if len(keys) > 1 and keys[0] in KINDS:
+        raise ConfigurationError(
+            f"{recipe} has the keys {' and '.join(map(repr, keys))}, which belong to different "
+            "kinds of recipes; keep one, and write another recipe for the rest."
+        )
+    return KINDS[keys[0]] if keys and keys[0] in KINDS else _MODELS

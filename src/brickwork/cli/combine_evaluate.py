@@ -10,7 +10,7 @@ import click
 
 from brickwork.cli.console import progress
 from brickwork.cli.inputs import data_name, read_labelled
-from brickwork.cli.options import OUT, Command
+from brickwork.cli.options import OUT, Command, written_flags
 
 if TYPE_CHECKING:
     from brickwork.brick.brick import Brick
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Losses = dict[str, float]
 _COUNT = click.IntRange(min=1)
+_MEASURING = ("mapping", "instances", "by", "longest", "report")
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,18 @@ def evaluation_options(command: Command) -> Command:
 
 
 def require_sense(options: Mapping[str, Any]) -> None:
-    """Refuse options that contradict each other, before anything long is done."""
+    """Refuse options that contradict each other, or have no effect, before any work is done."""
     from brickwork.errors import ConfigurationError
     from brickwork.report.extra import require_report
 
-    if options["report"] is None:
-        return
     if options["data"] is None:
-        raise ConfigurationError(
-            "a report tells losses, and no data to measure them on is named; add --evaluate."
-        )
-    require_report()
+        if idle := written_flags(_MEASURING):
+            raise ConfigurationError(
+                f"{', '.join(idle)} says how losses are measured and shown, and no data to measure "
+                "them on is named; add --evaluate, or leave it out."
+            )
+    elif options["report"] is not None:
+        require_report()
 
 
 def read_evaluation(options: Mapping[str, Any]) -> "list[Instance]":
@@ -117,6 +119,19 @@ def evaluated(
     )
 
 
+def judged(
+    contenders: Sequence[Contender],
+    instances: "Sequence[Instance]",
+    *,
+    method: str,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a command says of everyone's losses; the page is written if one is asked for."""
+    tradeoff = evaluated(contenders, instances, method=method, options=options)
+    page = options["report"] and str(write_report(tradeoff, options["report"]))
+    return {"tradeoff": tradeoff.model_dump(mode="json"), "report": page}
+
+
 def write_report(tradeoff: "Tradeoff", folder: Path) -> Path:
     """Write ``tradeoff.json`` and the page with its figures; the page's path."""
     from brickwork.brick.durable import write_file
@@ -152,6 +167,8 @@ def _encoded(
     from brickwork.errors import DataError
     from brickwork.measure.instances import encode_instances
 
+    known = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = min(longest, known or longest)
     encoded = encode_instances(loaded, instances, longest).sequences
     pairs = [
         (sequence, instance.functionality)

@@ -1,11 +1,11 @@
 """``brickwork combine`` on a recipe for a mixture of dense models."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brickwork.cli.combine_models import fetch_model, what_was_done
+from brickwork.cli.combine_models import adapters_of, fetch_model, judge_of, what_was_done
 from brickwork.cli.console import emit, progress
-from brickwork.errors import ConfigurationError
 
 
 def combine_mixture(
@@ -26,20 +26,19 @@ def combine_mixture(
     from brickwork.combine.mixture_recipe import parse_mixture
     from brickwork.combine.workshop import require_vacant
 
-    if options["data"] is not None:
-        raise ConfigurationError(
-            "--evaluate compares the parents of a merge with their child, and a mixture is not "
-            "evaluated yet; leave it out, and use `brickwork analyze` on the result."
-        )
     require_vacant(out)
     recipe = parse_mixture(document, str(where))
     if options["seed"] is not None:
         recipe = recipe.model_copy(update={"seed": options["seed"]})
     mixture = plan_mixture(recipe, fetch_model)
-    plan, extras = mixture.plan, mixture.extras
+    plan = mixture.plan
+    extras = replace(mixture.extras, adapters=adapters_of(plan, options["store"]))
     said: dict[str, Any] = {"out": str(out), "family": mixture.target.model_type}
     said |= describe_plan(plan, extras, options["workers"])
     dry_run = options["dry_run"]
+    judge = judge_of(
+        plan, extras, out, base=recipe.base_model, method="mixture of experts", options=options
+    )
     if not dry_run:
         with progress("merge", said["bytes_to_write"]) as advance:
             summary = write_merge(
@@ -47,4 +46,5 @@ def combine_mixture(
                 shard_bytes=options["shard_size"], advance=advance,
             )  # fmt: skip
         said |= what_was_done(summary, said["bytes_to_read"])
+        said |= judge()
     emit(said, as_json, lambda console: render(console, said, dry_run))

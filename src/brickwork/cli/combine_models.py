@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from brickwork.combine.engine import Extras, MergeSummary
     from brickwork.combine.plan import MergePlan, ModelRef
     from brickwork.combine.recipe import Recipe
-    from brickwork.measure.tradeoff import Tradeoff
     from brickwork.model.load import LoadedModel
 
 
@@ -36,11 +35,13 @@ def combine_models(
     recipe = parse_recipe(document, str(where))
     if options["seed"] is not None:
         recipe = recipe.model_copy(update={"seed": options["seed"]})
-    plan, extras = _planned(recipe, document)
+    plan, extras = _planned(recipe, document, options["store"])
     said = {"out": str(out), **describe_plan(plan, extras, options["workers"])}
     dry_run = options["dry_run"]
+    judge = judge_of(
+        plan, extras, out, base=recipe.base_model, method=recipe.merge_method, options=options
+    )
     if not dry_run:
-        judge = _evaluated(recipe, plan, extras, out, options)
         with progress("merge", said["bytes_to_write"]) as advance:
             summary = write_merge(
                 plan, out, extras=extras, workers=options["workers"],
@@ -51,7 +52,9 @@ def combine_models(
     emit(said, as_json, lambda console: render(console, said, dry_run))
 
 
-def _planned(recipe: "Recipe", document: Mapping[str, Any]) -> "tuple[MergePlan, Extras]":
+def _planned(
+    recipe: "Recipe", document: Mapping[str, Any], store: Path | None
+) -> "tuple[MergePlan, Extras]":
     from brickwork.combine.planner import plan_merge
     from brickwork.combine.sources import Extras
 
@@ -67,11 +70,11 @@ def _planned(recipe: "Recipe", document: Mapping[str, Any]) -> "tuple[MergePlan,
         files = _templated(recipe.chat_template, plan, files)
     record = {"recipe": _without_places(document, plan)}
     return plan, Extras(
-        rearranged=rearranged, files=files, adapters=adapters_of(plan), record=record
+        rearranged=rearranged, files=files, adapters=adapters_of(plan, store), record=record
     )
 
 
-def adapters_of(plan: "MergePlan") -> "dict[ModelRef, Path]":
+def adapters_of(plan: "MergePlan", store: Path | None) -> "dict[ModelRef, Path]":
     """Folders of the LoRAs that are named as bricks of a store are."""
     from brickwork.cli.brick_inputs import BrickSource
 
@@ -81,7 +84,7 @@ def adapters_of(plan: "MergePlan") -> "dict[ModelRef, Path]":
         if ref.lora and "/" not in ref.lora and not Path(ref.lora).expanduser().is_dir()
     ]
     return {
-        ref: BrickSource(model=ref.model).folder(
+        ref: BrickSource(store, ref.model).folder(
             ref.lora + (f"@{ref.lora_revision}" if ref.lora_revision else "")
         )
         for ref in named
@@ -142,13 +145,19 @@ def what_was_done(summary: "MergeSummary", bytes_read: int) -> dict[str, Any]:
     }
 
 
-def _evaluated(
-    recipe: "Recipe", plan: "MergePlan", extras: "Extras", out: Path, options: Mapping[str, Any]
+def judge_of(
+    plan: "MergePlan",
+    extras: "Extras",
+    out: Path,
+    *,
+    base: "ModelRef | None",
+    method: str,
+    options: Mapping[str, Any],
 ) -> "Callable[[], dict[str, Any]]":
     """What finds the losses of base, parents and result; the data is read at once."""
     if options["data"] is None:
         return dict
-    from brickwork.cli.combine_evaluate import Contender, evaluated, model_losses, read_evaluation
+    from brickwork.cli.combine_evaluate import Contender, judged, model_losses, read_evaluation
     from brickwork.combine.small_files import model_name
     from brickwork.combine.sources import Sources
     from brickwork.model.load import load_model
@@ -165,15 +174,14 @@ def _evaluated(
         return Contender(name, role, losses)
 
     parents = [
-        contender(name, folder, "base" if ref == recipe.base_model else "parent", ref)
+        contender(name, folder, "base" if ref == base else "parent", ref)
         for ref, folder in plan.folders.items()
         for name in [model_name(ref, folder)]
     ]
 
     def judge() -> dict[str, Any]:
         contenders = [*parents, contender(out.name, out, "child")]
-        found = evaluated(contenders, instances, method=recipe.merge_method, options=settings)
-        return _reported(found, options["report"])
+        return judged(contenders, instances, method=method, options=settings)
 
     return judge
 
@@ -182,10 +190,3 @@ def _lora(ref: "ModelRef", adapter: Path, loaded: "LoadedModel") -> "Brick":
     from brickwork.combine.lora_source import read_lora
 
     return read_lora(ref.lora, adapter, loaded.base)
-
-
-def _reported(tradeoff: "Tradeoff", report: Path | None) -> dict[str, Any]:
-    from brickwork.cli.combine_evaluate import write_report
-
-    page = None if report is None else str(write_report(tradeoff, report))
-    return {"tradeoff": tradeoff.model_dump(mode="json"), "report": page}

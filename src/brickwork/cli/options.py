@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +59,17 @@ def model_options(command: Command) -> Command:
         offline_option,
     )
     return _apply(command, decorators)
+
+
+def written_flags(names: Collection[str]) -> list[str]:
+    """Those of the running command's options that were written and not left at their default."""
+    context = click.get_current_context()
+    return [
+        option.opts[-1]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(option.name) is not click.core.ParameterSource.DEFAULT
+    ]
 
 
 def offline_option(command: Command) -> Command:

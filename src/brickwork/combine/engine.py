@@ -21,7 +21,7 @@ from brickwork.combine.memory import most_workers
 from brickwork.combine.methods import find_method
 from brickwork.combine.operands import Combine, Operands
 from brickwork.combine.plan import MergePlan, TensorPlan
-from brickwork.combine.small_files import merge_key, small_files
+from brickwork.combine.small_files import file_states, merge_key, small_files
 from brickwork.combine.sources import COPY, Extras, Sources, Turned, raw_bytes
 from brickwork.combine.workshop import Workshop, open_workshop
 from brickwork.errors import MergeError
@@ -32,6 +32,7 @@ __all__ = ["Extras", "MergeSummary", "write_merge"]
 SHARD_BYTES = 5_000_000_000
 # A kill costs at most about so much work.
 _SYNC_BYTES, _SYNC_SECONDS = 1 << 30, 10.0
+_LARGEST_PIECES = 30 << 20  # bytes; glibc raises its bound to no more than 32 MiB
 _NO_EXTRAS = Extras()
 
 
@@ -78,16 +79,19 @@ def write_merge(
         advance: told the bytes of output that have just been finished.
 
     Raises:
-        MergeError: if the place is taken or too small, sources do not go together, or a value is
-            not finite or too large for its dtype.
+        MergeError: if the place is taken or too small, sources do not go together or change
+            meanwhile, or a value is not finite or too large for its dtype.
     """
     started = time.perf_counter()
     sources = Sources(plan, extras)
     shapes = [Shape(t.name, t.dtype, t.shape) for t in plan.tensors]
     sizes = {shape.name: shape.bytes for shape in shapes}
     layout = lay_out(shapes, shard_bytes)
-    key = merge_key(plan, extras, sources.files(), layout)
+    states = file_states(sources.files())
+    key = merge_key(plan, extras, states, layout)
     threads = most_workers(plan) if workers is None else workers
+    if threads < 1:
+        raise MergeError(f"{threads} tensors were to be at work at once; let it be 1 or more.")
     with open_workshop(folder, key, layout) as workshop:
         left = sorted(
             (t for t in plan.tensors if t.name not in workshop.finished),
@@ -100,6 +104,11 @@ def write_merge(
             for t in left
         }
         _carry_out(jobs, sizes, threads, workshop, advance)
+        if file_states(sources.files()) != states:
+            raise MergeError(
+                "files of the models changed while they were merged, so the result is of neither "
+                "state; begin again when they rest."
+            )
         workshop.publish(folder.absolute(), small_files(plan, extras, layout.index, sources))
     spent = time.perf_counter() - started
     return MergeSummary(len(plan.tensors), resumed, layout.bytes, len(layout.sizes), threads, spent)
@@ -138,6 +147,9 @@ class _Threads:
         self._intra_op = torch.get_num_threads()
 
     def __enter__(self) -> "_Threads":
+        # glibc gives freed memory back above a bound, which it raises to what it has once seen
+        # freed. Without this the pages of every piece are given back and asked for again.
+        torch.empty(_LARGEST_PIECES, dtype=torch.uint8)
         torch.set_num_threads(1)  # threads that are started from here on inherit it
         for thread in self._threads:
             thread.start()

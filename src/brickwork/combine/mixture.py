@@ -168,6 +168,7 @@ def plan_mixture(
     if target.shared and not sizes.shared:
         draft.add_filler()
     config = target.config(base, sizes).to_dict()
+    config.pop("_name_or_path", None)  # a folder of this machine
     config["dtype"] = str(draft.dtype).removeprefix("torch.")
     plan = MergePlan(
         draft.plans, folders, config, recipe.base_model,

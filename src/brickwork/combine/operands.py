@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Protocol
 
@@ -66,14 +66,14 @@ class Piece:
         stop: the row after the last.
         tensors: the operands, in the recipe's order, without the base.
         base: the base's rows; None if the merge has no base.
-        draws: for each operand the seed of its random numbers in this piece.
+        draw: the seed of an operand's random numbers in this piece.
     """
 
     start: int
     stop: int
     tensors: tuple[Float[Tensor, "rows columns"], ...]
     base: Float[Tensor, "rows columns"] | None
-    draws: tuple[int, ...]
+    draw: Callable[[int], int]
 
     @cached_property
     def deltas(self) -> tuple[Float[Tensor, "rows columns"], ...]:
@@ -89,7 +89,7 @@ class Piece:
         the machine. (numpy keeps this stream stable, and it is ten times as fast as torch's.)
         """
         rows, columns = self.stop - self.start, self.tensors[operand].shape[-1]
-        draw = np.random.Generator(np.random.SFC64(self.draws[operand]))
+        draw = np.random.Generator(np.random.SFC64(self.draw(operand)))
         pairs = draw.integers(0, 1 << 64, (rows * columns + 1) // 2, dtype=np.uint64)
         return pairs.astype("<u8", copy=False).view("<u4")[: rows * columns].reshape(rows, columns)
 
@@ -152,8 +152,7 @@ class Operands:
             if any(values.dtype == torch.float64 for values in read):
                 read = [values.double() for values in read]
             base = None if self.base is None else read.pop()
-            draws = tuple(_draw(self.seed, self.name, key, start) for key in self.keys)
-            yield Piece(start, stop, tuple(read), base, draws)
+            yield Piece(start, stop, tuple(read), base, partial(self._draw, start))
 
     def statistic(self, operand: int, start: int, stop: int) -> Float[Tensor, "rows columns"]:
         """Rows ``[start, stop)`` of an operand's statistics.
@@ -163,6 +162,10 @@ class Operands:
         """
         rows = self.statistics[operand].read(start, stop)
         return self._finite(rows, f"{self.keys[operand]} (its statistics)")
+
+    def _draw(self, start: int, operand: int) -> int:
+        text = f"{self.seed}\0{self.name}\0{self.keys[operand]}\0{start}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
     def _finite(self, rows: Tensor, key: str) -> Tensor:
         # A sum is one quick pass; only if it overflowed or met a NaN are all values looked at.
@@ -181,8 +184,3 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     ((6, 4), (1, 5), (1, 1))
     """
     return (prod(shape[:-1]), shape[-1]) if shape else (1, 1)
-
-
-def _draw(seed: int, name: str, key: str, start: int) -> int:
-    text = f"{seed}\0{name}\0{key}\0{start}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1

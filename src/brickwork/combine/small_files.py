@@ -51,12 +51,20 @@ def plan_hash(plan: MergePlan) -> str:
     return _hash(document)
 
 
-def merge_key(plan: MergePlan, extras: Extras, files: Sequence[Path], layout: ShardLayout) -> str:
+def file_states(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """What shows that a file has changed: its path, size, and time of change."""
+    stats = [(str(file), file.stat()) for file in files]
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def merge_key(
+    plan: MergePlan, extras: Extras, states: Sequence[tuple[str, int, int]], layout: ShardLayout
+) -> str:
     """What identifies a merge on this machine: as long as it stays, so do the output's bytes."""
     document = {
         "plan": plan_hash(plan),
         "layout": [[file, layout.headers[file].hex()] for file in sorted(layout.headers)],
-        "sources": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+        "sources": states,
         "folders": sorted([str(ref), str(folder)] for ref, folder in plan.folders.items()),
         "record": extras.record,
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in extras.files.items()},

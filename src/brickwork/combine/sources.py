@@ -81,10 +81,10 @@ class Sources:
                     self._statistics[operand.statistics] = self._open_statistics(operand, kind)
 
     def files(self) -> list[Path]:
-        """Every file that numbers come from."""
+        """Every file that numbers come from, and those that say what an adapter's mean."""
         files = {held.file for shards in self._shards.values() for held in shards.tensors.values()}
         for folder in (*self.adapters.values(), *filter(None, self._statistics)):
-            files.update(folder.glob("*.safetensors"))
+            files.update(*map(folder.glob, ("*.safetensors", "*.json")))
         return sorted(files)
 
     def held(self, operand: Operand) -> Held:

@@ -7,7 +7,7 @@ them as words before anything else); the order of new tokens is the recipe's.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,8 @@ class Vocabulary:
             told.update(rows.numpy().tobytes())
         order = {ref: number for number, ref in enumerate(self.rows)}
         chosen = [(n, c.row, c.origin and order[c.origin]) for n, c in sorted(self.chosen.items())]
-        told.update(repr((sorted(self.forced), chosen)).encode())
+        base = self.base and order[self.base]
+        told.update(repr((sorted(self.forced), chosen, base)).encode())
         return {"vocabulary": {"size": self.size, "rows": told.hexdigest()}}
 
     def rearranged(
@@ -126,7 +127,11 @@ class Vocabulary:
 
 
 def plan_vocabulary(
-    choice: TokenizerChoice, models: Mapping[ModelRef, Path], *, base: ModelRef | None = None
+    choice: TokenizerChoice,
+    models: Mapping[ModelRef, Path],
+    *,
+    base: ModelRef | None = None,
+    fetch: Callable[[ModelRef], Path] | None = None,
 ) -> Vocabulary:
     """The output's tokenizer, and for each model which of its rows goes where.
 
@@ -134,6 +139,8 @@ def plan_vocabulary(
         choice: what the recipe says; where it says nothing, ``union``.
         models: the folders of all models that the recipe names, in its order.
         base: the recipe's base model, if it has one.
+        fetch: gives the folder of a model that lends its tokenizer alone, which is none of the
+            recipe's; its weights are not needed. None: there can be no such model.
 
     Raises:
         MergeError: if a tokenizer is missing where it is needed, a token has no row where the
@@ -142,9 +149,9 @@ def plan_vocabulary(
     """
     first = base or next(iter(models))
     owner = first if isinstance(choice.source, str) else choice.source
-    named = dict.fromkeys((first, owner, *models))
-    found = {ref: read_tokenizer(_folder(models, ref)) for ref in named}
-    lead = found[owner]
+    lender = fetch(owner) if fetch and owner not in models else _folder(models, owner)
+    found = {ref: read_tokenizer(models[ref]) for ref in dict.fromkeys((first, *models))}
+    lead = found[owner] if owner in found else read_tokenizer(lender)
     if lead is None:
         raise MergeError(
             f"the tokenizer of {owner} was asked for, and it has none; name another model's as "
@@ -158,12 +165,12 @@ def plan_vocabulary(
     ]
     files, ids = written_tokenizer(lead, _new_tokens(choice, lead, list(readers.values())))
     rows = _rows(ids, lead, readers)
-    length, step = len(rows[owner]), choice.pad_to_multiple_of or 1
+    length, step = len(rows[first]), choice.pad_to_multiple_of or 1
     size = -(-length // step) * step
     chosen, forced = _chosen(choice.tokens or {}, ids, rows, readers)
-    moved = {} if owner == first else _token_ids(models[owner], CONFIG)
+    moved = {} if owner == first else _token_ids(lender, CONFIG)
     if moved:
-        files |= _generation(models[first], _token_ids(models[owner], GENERATION) or moved)
+        files |= _generation(models[first], _token_ids(lender, GENERATION) or moved)
     return Vocabulary(
         size=size, rows=rows, forced=forced, chosen=chosen, base=base, files=files,
         config={"vocab_size": size} | moved, notes=notes,
@@ -255,7 +262,9 @@ def _chosen(
         if isinstance(source, ModelToken):
             row = _model_token(source, readers[ref])
         if not 0 <= row < readers[ref].rows:
-            named = source if isinstance(source, ModelToken) else repr(token)
+            named = repr(token)
+            if isinstance(source, ModelToken):
+                named = f"number {row}" if source.token is None else repr(source.token)
             raise MergeError(
                 f"the token {token!r} is to come from {ref}, which has no row for {named} among "
                 f"its {readers[ref].rows}; name a token that it has."

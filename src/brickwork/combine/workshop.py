@@ -27,14 +27,18 @@ class Workshop:
     Attributes:
         new: what will be the target.
         finished: tensors that an earlier run has made.
+        whole: whether all is made but for the name.
     """
 
     def __init__(self, place: Path, key: str, layout: ShardLayout) -> None:
         self.place, self.new = place, place / _NEW
         self._layout = layout
         self._unsynced: list[str] = []
+        self.whole = False
         self.finished = self._finished(key)
-        if not self.finished:
+        if self.finished:
+            self._go_on()
+        else:
             self._begin(key)
 
     def done(self, names: Iterable[str]) -> None:
@@ -63,6 +67,7 @@ class Workshop:
         for inner in {(self.new / name).parent for name in files}:
             sync_folder(inner)
         sync_folder(self.new)
+        self.whole = True
         require_vacant(folder)
         self.new.rename(folder)
         sync_folder(folder.parent)
@@ -76,11 +81,18 @@ class Workshop:
                 (self.new / file).stat().st_size == size
                 for file, size in self._layout.sizes.items()
             )
-            lines = (self.place / _JOURNAL).read_text("utf-8").split("\n")[:-1] if whole else []
+            journal = (self.place / _JOURNAL).read_text("utf-8", "replace") if whole else ""
         except FileNotFoundError:
             return set()
-        # What follows the last line end is a line that a kill has cut short.
-        return {json.loads(line) for line in lines} & set(self._layout.places)
+        # A line that a kill has cut short is no name's.
+        names = {json.dumps(name): name for name in self._layout.places}
+        return {names[line] for line in journal.split("\n") if line in names}
+
+    def _go_on(self) -> None:
+        """Mend what a kill or a power failure has left: half a line, a header that was lost."""
+        self._write_headers()
+        lines = "".join(json.dumps(name) + "\n" for name in sorted(self.finished))
+        write_file(self.place / _JOURNAL, lines.encode())
 
     def _begin(self, key: str) -> None:
         (self.place / _KEY).unlink(missing_ok=True)
@@ -91,9 +103,14 @@ class Workshop:
         for file, size in self._layout.sizes.items():
             with (self.new / file).open("xb") as stream:
                 self._reserve(stream, size)
-                stream.write(self._layout.headers[file])
+        self._write_headers()
         sync_folder(self.new)
         write_file(self.place / _KEY, key.encode())
+
+    def _write_headers(self) -> None:
+        for file, header in self._layout.headers.items():
+            with (self.new / file).open("r+b") as stream:
+                stream.write(header)
 
     def _require_room(self) -> None:
         needed, free = sum(self._layout.sizes.values()), shutil.disk_usage(self.place).free
@@ -121,7 +138,7 @@ class Workshop:
 def open_workshop(folder: Path, key: str, layout: ShardLayout) -> Iterator[Workshop]:
     """A workshop for the merge that is to be at ``folder``, which must be free.
 
-    What is in it stays if the work is interrupted, and goes if the work is refused.
+    What is in it stays if the work is interrupted or the disk fails, and goes if it is refused.
 
     Args:
         folder: the target.
@@ -129,27 +146,42 @@ def open_workshop(folder: Path, key: str, layout: ShardLayout) -> Iterator[Works
         layout: of the weights.
 
     Raises:
-        MergeError: if the target is taken, another run is at work there, or room is missing.
+        MergeError: if the target is taken, another run is at work there, room is missing, or the
+            place cannot be written to.
     """
     folder = folder.absolute()
-    require_vacant(folder)
     place = folder.parent / f".brickwork-merge-{folder.name}"
-    lock = _lock(place, folder)
+    try:
+        require_vacant(folder)
+        lock = _lock(place, folder)
+        try:
+            yield from _kept_if_of_use(place, folder, key, layout)
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise MergeError(
+            f"the merge to {str(folder)!r} stopped ({error}); mend that, and the same call goes on "
+            "with what was made, or name a folder elsewhere."
+        ) from error
+
+
+def _kept_if_of_use(
+    place: Path, folder: Path, key: str, layout: ShardLayout
+) -> Iterator[Workshop]:
+    workshop = None
     try:
         require_vacant(folder)
         workshop = Workshop(place, key, layout)
-        try:
-            yield workshop
-        except KeyboardInterrupt:
+        yield workshop
+    except KeyboardInterrupt:
+        if workshop is not None:
             workshop.sync()
-            raise
+        raise
     except Exception as error:
         # After a full disk or a failing one the same call can go on; what was refused cannot.
-        if not isinstance(error, OSError):
+        if not isinstance(error, OSError) and not (workshop and workshop.whole):
             shutil.rmtree(place, ignore_errors=True)
         raise
-    finally:
-        os.close(lock)
 
 
 def require_vacant(folder: Path) -> None:

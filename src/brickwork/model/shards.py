@@ -3,7 +3,7 @@
 import json
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -103,10 +103,14 @@ def read_header(file: Path) -> dict[str, Held]:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, size, _HEADER_LIMIT)))
-        header.pop("__metadata__", None)
-        entries = {name: _Entry.model_validate(entry) for name, entry in header.items()}
-        return {name: _held(file, entry, 8 + length, size) for name, entry in entries.items()}
-    except (OSError, ValueError, AttributeError, struct.error) as error:
+        entries = {
+            name: _Entry.model_validate(entry)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        _require_filled(entries.values(), size - 8 - length)
+        return {name: _held(file, entry, 8 + length) for name, entry in entries.items()}
+    except (OSError, ValueError, AttributeError, RecursionError, struct.error) as error:
         raise ModelError(
             f"{file} is no sound safetensors file ({error}); fetch or copy it again."
         ) from None
@@ -118,11 +122,25 @@ class _Entry(BaseModel):
     data_offsets: tuple[NonNegativeInt, NonNegativeInt]
 
 
-def _held(file: Path, entry: _Entry, start: int, size: int) -> Held:
+def _require_filled(entries: Iterable[_Entry], size: int) -> None:
+    """Tensors follow each other from the first byte behind the header to the last of the file."""
+    end = 0
+    for first, last in sorted(entry.data_offsets for entry in entries):
+        if first != end:
+            raise ValueError(f"its tensors overlap or leave a gap at byte {min(first, end)}")
+        end = last
+    if end != size:
+        raise ValueError(f"its tensors take {end} bytes, but the file has room for {size}")
+
+
+def _held(file: Path, entry: _Entry, start: int) -> Held:
     if entry.dtype not in DTYPES:
         raise ValueError(f"a tensor has the dtype {entry.dtype!r}")
     first, last = entry.data_offsets
     held = Held(DTYPES[entry.dtype], entry.shape, file, start + first, last - first)
-    if held.bytes != prod(held.shape) * held.dtype.itemsize or start + last > size:
-        raise ValueError("a tensor's shape and place do not fit the file")
+    width = held.dtype.itemsize
+    # Torch cannot make a tensor of such axes, even if another is 0 and so it holds nothing.
+    too_large = prod(axis or 1 for axis in held.shape) * width >= 1 << 63
+    if too_large or held.bytes != prod(held.shape) * width:
+        raise ValueError("a tensor's shape does not fit its place in the file")
     return held
