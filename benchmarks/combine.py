@@ -7,7 +7,7 @@
 
 Speed: a base and three fine-tunes of 246 M random bfloat16 weights. The floor is measured in the
 same run: every input byte is read once into a buffer in the cache, and as many bytes as the output
-has are written and made durable, by one thread or by two, whichever is faster. In process: the merge
+has are written and made durable, by one thread or by two, the faster counts. In process: the merge
 alone, after imports, in a process of its own; as a command: all of it. Seconds are the least of the
 rounds, in which both sides take turns. Memory is the peak of RssAnon: what a process holds beside
 the files that it maps. PYTHON is the interpreter of an environment with mergekit; without it only

@@ -1,13 +1,14 @@
 """Four task bricks as one, by every merge method; and a skill taken away by a negative weight.
 
-    python -m benchmarks.merged_bricks --data DIR [--held-out 60] [--rank 64] [--json FILE]
+    python -m benchmarks.merged_bricks --data DIR [--part merged|negated] [--json FILE]
 
 The reference model with its built-in bricks (fr-en, shell, addition, robot). ``DIR`` holds
 ``instructions/train.jsonl.gz``, from which two of the tasks come and the brick that is negated is
 trained (``--skill``). Half of the held-out examples of each task choose the method's setting among
-a few, the other half are reported: the share of the best parent's gain that the merged brick
-keeps. The negated brick's weight is chosen in the same way, as the most negative one at which no
-other functionality loses more than 2 %.
+a few, the other half are reported: the share of the own brick's gain over the base that the merged
+brick keeps. Skills are taken away from the base (a brick trained on ``--skill``) and from the merge
+of all four; the weight is chosen in the same way, as the most negative one at which no other
+functionality, or task, loses more than 2 %.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from brickwork.runtime.configured import ConfiguredModel
 from brickwork.runtime.score import mean_loss
 
 KEEP = 0.02  # by which other functionalities may lose, relative
-WEIGHTS = (-0.1, -0.2, -0.35, -0.5, -0.75, -1.0, -1.5)
+WEIGHTS = (-0.1, -0.2, -0.3, -0.4, -0.5, -0.75, -1.0, -1.5, -2.0)
 Pairs = dict[str, list[tuple[list[int], list[int]]]]
 Losses = dict[str, float]
 
@@ -70,12 +71,18 @@ class Bench:
         self.choosing: Pairs = {name: found[::2] for name, found in pairs.items()}
         self.reported: Pairs = {name: found[1::2] for name, found in pairs.items()}
 
-    def losses(self, brick: Brick | None, pairs: Pairs, weight: float = 1.0) -> Losses:
-        uses = ()
-        if brick is not None:
-            self.model.add(brick, "candidate")
-            uses = (BrickUse(name="candidate", weight=weight),)
-        asked = Configuration(bricks=uses)
+    def losses(self, brick: Brick | None, pairs: Pairs) -> Losses:
+        return self.losses_of([] if brick is None else [(brick, 1.0)], pairs)
+
+    def losses_of(self, bricks: Sequence[tuple[Brick, float]], pairs: Pairs) -> Losses:
+        for number, (brick, _) in enumerate(bricks):
+            self.model.add(brick, f"candidate-{number}")
+        asked = Configuration(
+            bricks=tuple(
+                BrickUse(name=f"candidate-{number}", weight=weight)
+                for number, (_, weight) in enumerate(bricks)
+            )
+        )
         return {name: mean_loss(self.model, found, asked) for name, found in pairs.items()}
 
     def references(self, pairs: Pairs) -> tuple[Losses, Losses]:
@@ -114,72 +121,84 @@ def merged(bench: Bench) -> Iterator[dict[str, Any]]:
         }
 
 
-def negated(bench: Bench) -> dict[str, Any]:
-    """A functionality's own brick at a negative weight, and what that does to the others."""
-    options = bench.options
-    train = [
-        i
-        for i in read_instances(options.data / "instructions" / "train.jsonl.gz")
-        if i.functionality == options.skill
-    ]
-    train = sample_instances(train, options.examples, 0)
-    tokenizer = bench.loaded.tokenizer
-    assert tokenizer is not None
-    brick = build_task(
-        bench.loaded,
-        encode_instances(tokenizer, train, 256),
-        LoraRecipe(8, 16, EVERYTHING, rate=1e-3, epochs=1),
-        About("skill", Function(text=options.skill), f"{len(train)} examples"),
-    )
+def negated(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Skills taken away: from the base, by a brick trained on its data; and from a merge of all."""
+    brick = _skill(bench)
     probe: dict[str, list[Instance]] = {}
     for instance in probe_instances():
         probe.setdefault(instance.functionality, []).append(instance)
-    pairs = {n: held_out_ids(bench.loaded, f[: 2 * options.held_out]) for n, f in probe.items()}
+    count = 2 * bench.options.held_out
+    pairs = {name: held_out_ids(bench.loaded, found[:count]) for name, found in probe.items()}
+    yield _taken_away(bench, None, brick, bench.options.skill, pairs)
+    pairs = {n: [*bench.choosing[n], *bench.reported[n]] for n in bench.choosing}
+    whole = combine_bricks(bench.bricks, "task_arithmetic", parameters=SCALES[0]).brick
+    for brick in bench.bricks:
+        yield _taken_away(bench, whole, brick, brick.spec.name, pairs)
+
+
+def _skill(bench: Bench) -> Brick:
+    options, tokenizer = bench.options, bench.loaded.tokenizer
+    assert tokenizer is not None
+    every = read_instances(options.data / "instructions" / "train.jsonl.gz")
+    train = [i for i in every if i.functionality == options.skill]
+    train = sample_instances(train, options.examples, 0)
+    return build_task(
+        bench.loaded,
+        encode_instances(tokenizer, train, 256),
+        LoraRecipe(8, 16, EVERYTHING, rate=4e-3, epochs=2),
+        About("skill", Function(text=options.skill), f"{len(train)} examples"),
+    )
+
+
+def _taken_away(
+    bench: Bench, whole: Brick | None, brick: Brick, skill: str, pairs: Pairs
+) -> dict[str, Any]:
+    """The brick at the most negative weight at which, on half of the data, the others keep."""
     choosing = {name: found[::2] for name, found in pairs.items()}
     reported = {name: found[1::2] for name, found in pairs.items()}
-    before = bench.losses(None, choosing)
+
+    def changes(weight: float, held: Pairs) -> tuple[Losses, Losses]:
+        made = [(brick, weight)] if whole is None else [(whole, 1.0), (brick, weight)]
+        before, after = bench.losses(whole, held), bench.losses_of(made, held)
+        return before, {name: after[name] / before[name] - 1 for name in before}
+
     weight = 0.0
     for tried in WEIGHTS:
-        after = bench.losses(brick, choosing, tried)
-        others = [after[n] / before[n] - 1 for n in before if n != options.skill]
-        if max(others) > KEEP:
+        _, change = changes(tried, choosing)
+        if max(change[n] for n in change if n != skill) > KEEP:
             break
         weight = tried
-    before = bench.losses(None, reported)
-    after = bench.losses(brick, reported, weight)
-    return {
-        "skill": options.skill,
-        "weight": weight,
-        "positive": bench.losses(brick, reported)[options.skill],
-        "before": before,
-        "after": after,
-        "change": {name: after[name] / before[name] - 1 for name in before},
-    }
+    before, change = changes(weight, reported)
+    start = "base" if whole is None else "merge of all"
+    return {"skill": skill, "from": start, "weight": weight, "before": before, "change": change}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--held-out", type=int, default=60)
+    parser.add_argument("--part", choices=("merged", "negated", "both"), default="both")
+    parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--rank", type=int, default=None)
     parser.add_argument("--skill", default="Translation")
-    parser.add_argument("--examples", type=int, default=3000)
+    parser.add_argument("--examples", type=int, default=1500)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     bench = Bench(options)
-    rows = []
-    for row in merged(bench):
-        rows.append(row)
-        shares = "  ".join(f"{name} {share:6.1%}" for name, share in row["kept"].items())
-        print(
-            f"{row['method']:17s} mean {row['mean']:6.1%}  {shares}  {row['setting']}", flush=True
-        )
-    negation = negated(bench)
-    print(f"{negation['skill']} at weight {negation['weight']}:", flush=True)
-    for name, change in negation["change"].items():
-        print(f"  {name:12s} {negation['before'][name]:.3f} -> {change:+.1%}")
+    found: dict[str, Any] = {}
+    if options.part in {"merged", "both"}:
+        found["merged"] = []
+        for row in merged(bench):
+            found["merged"].append(row)
+            shares = "  ".join(f"{name} {share:6.1%}" for name, share in row["kept"].items())
+            print(f"{row['method']:17s} mean {row['mean']:6.1%}  {shares}  {row['setting']}")
+    if options.part in {"negated", "both"}:
+        found["negated"] = []
+        for row in negated(bench):
+            found["negated"].append(row)
+            told = ", ".join(f"{name} {change:+.1%}" for name, change in row["change"].items())
+            print(f"{row['skill']} at {row['weight']} from the {row['from']}: {told}", flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"merged": rows, "negated": negation}, indent=2))
+        options.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

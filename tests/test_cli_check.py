@@ -212,3 +212,18 @@ def test_a_folder_that_cannot_be_made_is_refused_first(place: Path, tmp_path: Pa
     result = CliRunner().invoke(check, ["addition", "fr-en", "-o", str(tmp_path / "file")])
     assert result.exit_code == click.UsageError.exit_code
     assert "is a file; name another" in result.output
+
+
+def test_a_model_that_changed_nothing_is_compared(place: Path) -> None:
+    words = [str(place / "left"), str(place / "base"), "--base", str(place / "base"), "--json"]
+    result = CliRunner().invoke(check, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert all(row["cosine"]["base"] == 0 for row in json.loads(result.stdout)["kept"])
+
+
+def test_options_of_a_comparison_are_refused_where_there_is_none(place: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--out is about bricks beside each other"):
+        CliRunner().invoke(check, ["addition", "-o", str(place / "page")], catch_exceptions=False)
+    words = [str(place / "left"), str(place / "right"), "--base", str(place / "base")]
+    with pytest.raises(ConfigurationError, match="--device would have no effect"):
+        CliRunner().invoke(check, [*words, "--device", "cpu"], catch_exceptions=False)

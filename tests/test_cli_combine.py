@@ -14,7 +14,13 @@ from safetensors.torch import load_file
 
 from brickwork.brick.folder import read_brick, write_brick
 from brickwork.cli.combine import KINDS, combine
-from brickwork.errors import ConfigurationError, DataError, MergeError, UnknownNameError
+from brickwork.errors import (
+    BrickFormatError,
+    ConfigurationError,
+    DataError,
+    MergeError,
+    UnknownNameError,
+)
 from brickwork.model.load import load_model
 from brickwork.reference.paths import bricks_folder, model_folder
 from tests.bricks import random_brick
@@ -228,3 +234,51 @@ def test_data_that_cannot_be_read_is_refused_before_the_merge(place: Path, tmp_p
     with pytest.raises(DataError):
         call(place / "soup.yaml", "-o", tmp_path / "out", "--evaluate", tmp_path / "none.jsonl")
     assert not (tmp_path / "out").exists()
+
+
+def brick_recipe(folder: Path) -> Path:
+    uses = [{"brick": name, "parameters": {"weight": 0.5}} for name in ("addition", "robot")]
+    (folder / "bricks.yaml").write_text(json.dumps({"merge_method": "linear", "bricks": uses}))
+    return folder / "bricks.yaml"
+
+
+def test_bricks_are_measured_beside_their_base(tmp_path: Path) -> None:
+    line = json.dumps({"functionality": "x", "prompt": "12 + 17 =", "response": "29"})
+    (tmp_path / "data.jsonl").write_text(line)
+    said = document(
+        brick_recipe(tmp_path), "-o", tmp_path / "My Both", "--evaluate", tmp_path / "data.jsonl"
+    )
+    assert said["name"] == "my-both"
+    members = {m["name"]: m["role"] for m in said["tradeoff"]["members"]}
+    assert members == {
+        "reference": "base", "addition": "parent", "robot": "parent", "my-both": "child",
+    }  # fmt: skip
+    losses = {m["name"]: m["losses"]["x"] for m in said["tradeoff"]["members"]}
+    assert losses["addition"] < losses["my-both"] < losses["robot"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shard-size", "3MB"], "--shard-size would have no effect"),
+        (["--longest", 3], "--longest says how losses are measured"),
+        (["--report", "page"], "add --evaluate"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    tmp_path: Path, options: list[object], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        call(brick_recipe(tmp_path), "-o", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_two_kinds_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(json.dumps({"bricks": [], "models": []}))
+    with pytest.raises(ConfigurationError, match="'bricks' and 'models'"):
+        call(tmp_path / "r.yaml", "-o", tmp_path / "out")
+
+
+def test_a_taken_place_is_refused_before_bricks_are_merged(tmp_path: Path) -> None:
+    with pytest.raises(BrickFormatError, match="which is there already"):
+        call(brick_recipe(tmp_path), "-o", tmp_path, "--dry-run")

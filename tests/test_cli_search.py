@@ -11,7 +11,7 @@ from brickwork.brick.configuration import read_configuration
 from brickwork.brick.folder import read_brick
 from brickwork.cli.search import search
 from brickwork.combine.search_results import LearnedResult, SearchResult
-from brickwork.errors import BrickworkError, DataError
+from brickwork.errors import BrickworkError, ConfigurationError, DataError, UnknownNameError
 from brickwork.model.export import write_checkpoint
 from brickwork.model.load import load_model
 from brickwork.report.search import best_method, best_trial, write_search_report
@@ -157,3 +157,17 @@ def test_the_page_names_the_best_also_with_one_objective_and_failures(tmp_path: 
     assert "reaches 1 on held-out ones, better than" in page
     assert best_trial(result).label == "<0>"  # type: ignore[union-attr]
     assert best_method(result).label == "<-1>"  # type: ignore[union-attr]
+
+
+def test_a_dry_run_misses_bricks_that_are_not_there(place: Path) -> None:
+    recipe = place / "absent.yaml"
+    recipe.write_text("base: reference\nbricks: [addition, robbot]\nlearn: {steps: 2}\n")
+    lines = [
+        json.dumps({"functionality": "x", "prompt": f"a {n}", "response": "b"}) for n in range(6)
+    ]
+    (place / "six.jsonl").write_text("\n".join(lines))
+    words = [str(recipe), "--data", str(place / "six.jsonl"), "-o", str(place / "no")]
+    with pytest.raises(UnknownNameError, match="did you mean 'robot'"):
+        CliRunner().invoke(search, [*words, "--dry-run"], catch_exceptions=False)
+    with pytest.raises(ConfigurationError, match="--worker would have no effect"):
+        CliRunner().invoke(search, [*words, "--worker", "2"], catch_exceptions=False)

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from brickwork.cli.statistics import statistics
-from brickwork.errors import DataError, UnknownNameError
+from brickwork.errors import ConfigurationError, DataError, UnknownNameError
 from brickwork.measure.merge_statistics import open_statistics
 from brickwork.model.export import write_checkpoint
 from brickwork.model.load import load_model
@@ -55,3 +55,12 @@ def test_refuses_a_taken_place_and_an_unknown_functionality(place: Path) -> None
     assert isinstance(result.exception, DataError)
     result = run(place, "--kind", "gram", "--function", "Word", "-o", str(place / "no"))
     assert isinstance(result.exception, UnknownNameError)
+
+
+def test_an_option_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    words = ["reference", "--data", "reference", "-o", str(tmp_path / "out")]
+    for kind, option, value in (("gram", "--labels", "sampled"), ("fisher", "--tokens", "5")):
+        with pytest.raises(ConfigurationError, match=f"{option} has no effect"):
+            CliRunner().invoke(
+                statistics, [*words, "--kind", kind, option, value], catch_exceptions=False
+            )

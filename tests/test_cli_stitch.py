@@ -107,3 +107,9 @@ def test_mistakes_are_told(
 ) -> None:
     with pytest.raises(kind, match=message):
         run(*words)
+
+
+def test_points_and_their_number_are_not_both_given() -> None:
+    words = ["reference", "reference", "--points", "2:2", "--count", "3", "--dry-run"]
+    with pytest.raises(ConfigurationError, match="--count would have no effect"):
+        CliRunner().invoke(stitch, words, catch_exceptions=False)

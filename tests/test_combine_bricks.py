@@ -270,6 +270,16 @@ def test_learned_positions_stand_one_behind_the_other(form: str, axis: int) -> N
         combine_bricks([a, b], "linear", parameters={"weight": 1.0})
 
 
+def test_learned_positions_at_other_sites_are_refused() -> None:
+    a = random_brick("prefix", BASE, torch.Generator().manual_seed(0), name="a")
+    first, *others = a.spec.sites
+    spec = a.spec.model_copy(update={"name": "b", "sites": tuple(others)})
+    b = Brick(spec, {n: t for n, t in a.tensors.items() if not n.startswith(f"{first}/")})
+    for pair in ([a, b], [b, a]):
+        with pytest.raises(MergeError, match=r"acts at other sites than.*run them together"):
+            combine_bricks(pair, "concatenate")
+
+
 def test_masks_are_joined_or_cut() -> None:
     chance = torch.Generator().manual_seed(0)
     a = random_brick("mask", BASE, chance, name="a", sites=LINEAR[:2])

@@ -85,3 +85,10 @@ def test_refuses_damaged_settings(tmp_path: Path) -> None:
     broken = folder(tmp_path / "broken", tokenizer_config__json="[")
     with pytest.raises(ModelError, match=r"tokenizer_config.json is damaged"):
         choose_template("auto", {"broken": broken})
+
+
+def test_refuses_a_template_that_is_no_text(tmp_path: Path) -> None:
+    broken = folder(tmp_path / "broken")
+    (broken / "chat_template.jinja").write_bytes(b"\xff{{ messages }}")
+    with pytest.raises(ModelError, match=r"chat_template.jinja is damaged"):
+        choose_template("auto", {"broken": broken})

@@ -122,9 +122,27 @@ def test_a_failing_disk_is_told_and_the_same_call_goes_on(
 
     plan = plan_in(tmp_path)
     stop_after(5, tmp_path, plan)
+    for part, resumed in ((engine, "_write"), 5), ((workshop.Path, "write_bytes"), len(SHAPES)):
+        with monkeypatch.context() as patch:
+            patch.setattr(*part, fail)
+            with pytest.raises(
+                MergeError, match=r"stopped \(.*No space left.*; mend that, and the"
+            ):
+                write_merge(plan, tmp_path / "out")
+        lines = (tmp_path / PLACE / "journal").read_text().splitlines()
+        assert len(lines) == resumed
+    assert write_merge(plan, tmp_path / "out").resumed == len(SHAPES)
+
+
+def test_too_little_memory_costs_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    plan = plan_in(tmp_path)
+    stop_after(5, tmp_path, plan)
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_write", fail)
-        with pytest.raises(MergeError, match=r"stopped \(.*No space left.*; mend that, and the same"):
+        with pytest.raises(MemoryError):
             write_merge(plan, tmp_path / "out")
     assert write_merge(plan, tmp_path / "out").resumed == 5
 

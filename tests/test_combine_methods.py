@@ -159,6 +159,20 @@ def test_nan_and_infinity_are_refused_with_the_models_name(row: Method, value: f
 
 
 @every_row
+def test_how_a_tensor_lies_in_memory_does_not_matter(row: Method) -> None:
+    def laid(tensor: Tensor, *, turned: bool) -> Tensor:
+        rounded = tensor.round()  # many equal values: places at a threshold are shared out
+        return rounded.T.contiguous().T if turned else rounded
+
+    given = {"density": 0.5, "select_topk": 0.5}
+    found = []
+    for turned in (False, True):
+        base, *tensors = (laid(t, turned=turned) for t in tensors_of(count_of(row) + 1, (17, 23)))
+        found.append(merge(row, tensors, base, **given))
+    assert torch.allclose(*found, rtol=1e-5, atol=1e-5)  # float32 sums in another order
+
+
+@every_row
 def test_operands_are_not_changed(row: Method) -> None:
     base, *tensors = tensors_of(count_of(row) + 1)
     before = [t.clone() for t in (base, *tensors)]

@@ -72,6 +72,46 @@ def test_karcher_is_where_the_tangents_to_all_operands_cancel() -> None:
     assert torch.stack(tangents).sum(0).norm() < 1e-9  # float64, after it has converged
 
 
+@pytest.mark.parametrize("times", [1.0, 2.0, 3.0])
+def test_karcher_of_opposite_directions_is_the_first_at_the_mean_length(times: float) -> None:
+    for seed in range(20):
+        x = tensors_of(1, 1000, seed=seed)[0].float()
+        merged = merge_tensors("karcher", [x, -times * x])
+        # float32, which also decides how exactly -3x is opposite to x
+        assert torch.allclose(merged, x * (1 + times) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_karcher_without_a_tolerance_ends_where_it_stands() -> None:
+    (x,) = tensors_of(1, 50)
+    assert torch.allclose(merge_tensors("karcher", [x, x, 2 * x], tol=0.0), x * 4 / 3)
+
+
+@pytest.mark.parametrize("times", [1.0, 3.0, 5.3])
+def test_multislerp_averages_opposite_tensors_whatever_their_rounding(times: float) -> None:
+    for seed in range(20):
+        x = tensors_of(1, 1000, seed=seed)[0].float()
+        merged = merge_tensors("multislerp", [x, -times * x], weight=1.0)
+        assert torch.allclose(merged, x * (1 - times) / 2, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("values", [1, 2, 3, 4, 5, 8])
+def test_arcee_fusion_takes_what_is_important_by_sorted_quartiles(
+    values: int, dtype: torch.dtype
+) -> None:
+    for seed in range(10):
+        chance = torch.Generator().manual_seed(seed)
+        new, base = (torch.randn(values, generator=chance, dtype=dtype) for _ in range(2))
+        p, q = (side.double().softmax(-1) + 1e-8 for side in (new, base))
+        importance = (new - base).abs() * (p * (p / q).log()).sum()
+        low, middle, high = (
+            importance.sort().values[(values - 1) * quarter // 4] for quarter in (1, 2, 3)
+        )
+        wanted = torch.where(importance >= middle + 1.5 * (high - low), new, base)
+        merged = merge_tensors("arcee_fusion", [new], base=base)
+        assert torch.allclose(merged, wanted, atol=1e-6)  # a difference added to the base again
+
+
 def test_karcher_leaves_out_what_has_no_direction() -> None:
     (one,) = tensors_of(1, 6, 5)
     zero = torch.zeros_like(one)

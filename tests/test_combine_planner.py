@@ -139,6 +139,48 @@ def test_the_layers_own_settings_follow_the_layers(tmp_path: Path) -> None:
     assert moe.config["num_hidden_layers"] == 3
 
 
+@pytest.mark.parametrize("pattern", [None, 2])
+def test_layers_stay_of_their_kind_where_older_configurations_do_not_say_it(
+    tmp_path: Path, pattern: int | None
+) -> None:
+    save_tiny(tmp_path / "A", "gemma3_text" if pattern else "gemma2")
+    save_tiny(tmp_path / "B", "gemma3_text" if pattern else "gemma2")
+    edit_config(
+        tmp_path / "A", layer_types=None, _sliding_window_pattern=None,
+        sliding_window_pattern=pattern,
+    )  # fmt: skip
+    for first, second in ("AA", "AB", "BA"):
+        plan = plan_letters(tmp_path, stack_of((first, 1, 2), (second, 0, 2)))
+        assert plan.config["layer_types"] == [
+            "full_attention", "sliding_attention", "full_attention",
+        ]  # fmt: skip
+        assert not any("counts layers" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mlp_only_layers": 3}, {"per_layer_config": 3}, {"layer_types": [1]}, {"layer_types": 1}],
+)
+def test_a_layers_settings_of_another_kind_are_passed_over(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    for name in "AB":
+        save_tiny(tmp_path / name, "gemma2")
+        edit_config(tmp_path / name, mlp_only_layers=[0], per_layer_config={"0": {}})
+    edit_config(tmp_path / "B", **settings)
+    plan = plan_letters(tmp_path, stack_of(("A", 1, 2), ("B", 0, 2)))
+    assert plan.config["num_hidden_layers"] == 3
+    assert len(plan.config.get("layer_types", [0] * 3)) == 3
+
+
+def test_kinds_of_layers_that_nobody_knows_are_noted(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "A", "gemma2")
+    edit_config(tmp_path / "A", layer_types=None, model_type="gemma2000")
+    plan = plan_letters(tmp_path, stack_of(("A", 1, 2), ("A", 0, 2)))
+    assert "layer_types" not in plan.config
+    assert any("check layer_types by hand" in note for note in plan.notes)
+
+
 def test_settings_that_count_layers_are_noted(tmp_path: Path) -> None:
     save_tiny(tmp_path / "A")
     edit_config(tmp_path / "A", first_k_dense_replace=2)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from brickwork.combine.candidates import (
     split_pairs,
 )
 from brickwork.combine.methods import merge_tensors
-from brickwork.combine.search import JOURNAL, Searching, done_trials, pareto_front, run_search
+from brickwork.combine.search import JOURNAL, Searching, pareto_front, run_search
 from brickwork.combine.search_recipe import SearchSpec, parse_search_recipe, read_search_recipe
 from brickwork.combine.search_space import Candidate, single_methods, space_of
 from brickwork.combine.weighted import WeightedBricks
@@ -98,13 +100,51 @@ def test_a_killed_search_goes_on_and_draws_nothing_twice(tmp_path: Path) -> None
 
     with pytest.raises(KeyboardInterrupt):
         run_search(searching(spec(sampler="random")), dying, tmp_path)
-    assert done_trials(searching(spec(sampler="random")), tmp_path) == 7
     told: list[float] = []
     rows = run_search(searching(spec(sampler="random")), dying, tmp_path, advance=told.append)
     assert len(rows) == 20
     assert len(told) == 13
     weights = {json.dumps(row.parameters) for row in rows}
     assert len(weights) == 20
+
+
+def test_a_line_that_was_cut_short_is_left_out_and_the_search_goes_on(tmp_path: Path) -> None:
+    run_search(searching(spec(trials=4)), distance, tmp_path)
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-10])  # as a full disk or a lost machine leaves it
+    rows = run_search(searching(spec(trials=8)), distance, tmp_path)
+    assert len([row for row in rows if row.values]) == 8
+    assert len(run_search(searching(spec(trials=8)), distance, tmp_path)) == 8
+
+
+@pytest.mark.parametrize("content", ["{op_code: 0\n", '{"a": 1}\n', "[]\n", "\n", "1\n", "\xff\n"])
+def test_a_journal_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigurationError, match="should hold the trials of a search"):
+        run_search(searching(spec(trials=2)), distance, tmp_path)
+
+
+class _Hostile:
+    def __reduce__(self) -> Any:
+        return (print, ("it ran",))
+
+
+def test_the_state_of_cmaes_in_a_journal_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def own(trials: int) -> Searching:
+        return searching(spec(trials=trials, sampler="cmaes", methods=["linear"]))
+
+    run_search(own(15), distance, tmp_path)
+    assert len(run_search(own(20), distance, tmp_path)) == 20  # its own state is read again
+    journal = tmp_path / JOURNAL
+    hostile = pickle.dumps(_Hostile()).hex()
+    own_text = re.sub(r'("cma:optimizer:1": ?")[0-9a-f]+', r"\1", journal.read_text())
+    for state, message in ((hostile, r"names builtins\.print; do not go on"), ("80", "be read")):
+        journal.write_text(re.sub(r'("cma:optimizer:0": ?")[0-9a-f]+', rf"\g<1>{state}", own_text))
+        with pytest.raises(ConfigurationError, match=message):
+            run_search(own(25), distance, tmp_path)
+    assert "it ran" not in capsys.readouterr().out
 
 
 def test_several_workers_share_one_journal(tmp_path: Path) -> None:
@@ -183,6 +223,8 @@ def test_refuses_spaces_that_cannot_be_searched() -> None:
         ({"bricks": ["a", "a"], "learn": {}}, "named twice"),
         ({"bricks": ["a"], "learn": {"layerwise": True}}, "without gradients"),
         ({"bricks": ["a"], "search": {"methods": []}}, "methods"),
+        ({"bricks": ["a"], "search": {"methods": ["linear"], "ranks": [0]}}, "ranks"),
+        ({"models": ["a"], "search": {"methods": ["linear"], "ranks": [2]}}, "have a rank"),
     ],
 )
 def test_refuses_recipes_that_are_not_valid(document: Any, message: str, tmp_path: Path) -> None:
@@ -190,7 +232,7 @@ def test_refuses_recipes_that_are_not_valid(document: Any, message: str, tmp_pat
         parse_search_recipe(document)
     path = tmp_path / "recipe.yaml"
     path.write_text("{")
-    with pytest.raises(ConfigurationError, match="cannot be read"):
+    with pytest.raises(ConfigurationError, match="no YAML that can be read"):
         read_search_recipe(path)
 
 
@@ -237,6 +279,19 @@ def test_a_model_candidate_is_merged_block_by_block_and_the_base_comes_back() ->
     other = {"z": tiny_model("llama")}
     with pytest.raises(MergeError, match="models of one shape"):
         ModelTrials(loaded, other, 1)
+
+
+def test_the_random_choices_of_a_model_candidate_differ_between_its_tensors() -> None:
+    loaded = wrap_model(tiny_model("qwen2"))
+    trials = ModelTrials(loaded, {"x": tiny_model("qwen2", 1)}, 1)
+    chosen = Candidate("dare_linear", ({"weight": 1.0, "density": 0.5, "rescale": False},))
+    masks = []
+    for layer in (0, 1):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        merged = trials._merged(name, chosen, seed=3)  # no loss shows a mask
+        masks.append(merged != loaded.model.get_parameter(name))
+    # of 50 % each, two masks that know nothing of each other agree in half of the places
+    assert (masks[0] == masks[1]).float().mean().item() == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_split_keeps_equal_prompts_together_and_any_order() -> None:

@@ -196,6 +196,7 @@ def test_a_model_outside_the_merge_may_lend_its_tokenizer(
     assert list(found.rows) == list(models)
     assert [rows[-2:].tolist() for rows in found.rows.values()] == [[-1, -1], [TOKENS, -1]]
     assert found.config["eos_token_id"] == 7
+    assert found.notes == ["1 tokens ('apple', ...) are in no model; their rows are zero"]
     text = TEXT + "<|im_start|>apple"
     assert loaded(found, tmp_path / "out")(text).input_ids == tokenizer(text).input_ids
     with pytest.raises(MergeError, match="name org/outside, which is none"):
@@ -368,15 +369,44 @@ def test_refuses_damaged_tokenizers_and_silent_configurations(folders: dict[str,
         (folders["chat"] / "tokenizer.json").write_text(text)
         with pytest.raises(ModelError, match=r"tokenizer.json"):
             planned(folders, source="union")
+    sound = json.loads((folders["fruit"] / "tokenizer.json").read_text())
+    for key, wrong in {
+        "vocab": {"a": -3}, "vocab ": {"a": "5"}, "vocab  ": {"a": 1.5},
+        "merges": [["a", "b", "c"]], "merges ": 5, "merges  ": [[["a"], ["b"]]],
+        "continuing_subword_prefix": 5,
+    }.items():  # fmt: skip
+        model = sound["model"] | {key.strip(): wrong}
+        (folders["chat"] / "tokenizer.json").write_text(json.dumps(sound | {"model": model}))
+        with pytest.raises(ModelError, match=r"tokenizer.json is damaged"):
+            planned(folders, source="union")
+    for size in (-4, 0):
+        (folders["base"] / "config.json").write_text(json.dumps({"vocab_size": size}))
+        with pytest.raises(ModelError, match=r"does not say how many tokens"):
+            planned(folders, source="union")
     (folders["base"] / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"does not say how many tokens"):
         planned(folders, source="union")
 
 
 def test_refuses_a_token_that_the_named_model_has_not(folders: dict[str, Path]) -> None:
-    tokens = {"banana": {"source": str(folders["base"])}}
-    with pytest.raises(MergeError, match="which has no row for 'banana' among its"):
-        planned(folders, tokens=tokens)
+    base = str(folders["base"])
+    named = {"kind": "model_token", "model": base}
+    for source, shown in (
+        (base, "'banana'"),
+        ({**named, "token": "apple"}, "'apple'"),
+        ({**named, "token_id": 9999}, "number 9999"),
+    ):
+        with pytest.raises(MergeError, match=f"which has no row for {shown} among its"):
+            planned(folders, tokens={"banana": {"source": source}})
+
+
+def test_refuses_to_align_models_without_an_embedding_of_their_vocabulary(
+    folders: dict[str, Path],
+) -> None:
+    vocabulary, models = planned(folders)
+    plan = TensorPlan("embed", (3, 4), torch.float32, "linear", ())
+    with pytest.raises(MergeError, match=r"no embedding with as many rows .*vocab_size: 7\)"):
+        with_vocabulary(MergePlan([plan], {}, {"vocab_size": 7}, models[0]), vocabulary)
 
 
 def test_refuses_a_token_from_a_model_without_part_in_the_tensor(folders: dict[str, Path]) -> None:

@@ -1,6 +1,8 @@
 """Interference: scipy's principal angles, plain numpy, chance by simulation, and whole models."""
 
 import math
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +11,27 @@ import torch
 from torch import Tensor
 
 from brickwork.brick.brick import Brick
+from brickwork.brick.durable import write_file
+from brickwork.brick.files import json_bytes
 from brickwork.combine.bricks import combine_bricks
 from brickwork.combine.kept import examine
+from brickwork.errors import DataError, MergeError
 from brickwork.measure.interference import chance_overlap, compare_at, overlap
-from brickwork.measure.interference_results import Interference, Pair
+from brickwork.measure.interference_results import (
+    INTERFERENCE_FILE,
+    Beside,
+    Interference,
+    Kept,
+    Pair,
+    PairNumbers,
+    SitePair,
+)
 from brickwork.measure.lowrank import Product, best_product, principal, share_bases, shorten
+from brickwork.measure.model_updates import ModelUpdates
 from brickwork.measure.updates import brick_updates, low_rank_updates, sites_of, values_of
+from brickwork.report.interference import read_interference, write_interference_report
 from tests.bricks import paper_base, random_brick
+from tests.combine import write_model
 
 
 def _random_product(
@@ -114,6 +130,21 @@ def test_a_brick_and_itself_are_redundant_and_a_brick_and_its_negative_contradic
     assert apart.verdict == "independent"
 
 
+def test_a_method_that_refuses_some_updates_is_left_out_with_the_reason() -> None:
+    brick, other = _lora(1), _lora(2)
+    kept = other.spec.sites[:2]  # elsewhere the other two are all there is, and cancel out
+    part = Brick(
+        other.spec.model_copy(update={"sites": kept}),
+        {n: t for n, t in other.tensors.items() if n.rpartition("/")[0] in kept},
+    )
+    bricks = [brick, _scaled(brick, -1.0), part]
+    sites = (brick_updates(bricks, site) for site in sites_of(bricks))
+    found = examine(["a", "negative", "part"], sites, values=values_of(bricks))
+    assert "cancel out" in found.left_out["multislerp"]
+    assert {"linear", "ties"} <= {one.method for one in found.kept}
+    assert "multislerp" not in {one.method for one in found.kept}
+
+
 def test_bricks_that_write_to_the_same_directions_collide() -> None:
     brick, other = _lora(0), _lora(1)
     tensors = dict(other.tensors)
@@ -172,6 +203,17 @@ def test_sites_of_one_brick_alone_are_counted_and_the_pair_is_judged_on_the_othe
     assert pair.verdict == "redundant"
 
 
+def test_models_of_very_large_values_are_compared_and_infinity_is_refused(tmp_path: Path) -> None:
+    large = {"w": torch.full((64, 64), 1e36)}  # finite, though their sum is not in float32
+    write_model(tmp_path / "base", {"w": torch.zeros(64, 64)})
+    write_model(tmp_path / "large", large)
+    (site,) = ModelUpdates(tmp_path / "base", [tmp_path / "large"], ["large"]).sites(2)
+    assert site.lengths.item() == pytest.approx(64e36, rel=1e-6)  # 1e36 rounded to float32
+    write_model(tmp_path / "broken", {"w": torch.full((64, 64), math.inf)})
+    with pytest.raises(MergeError, match="'w' of 'broken' or of its base holds NaN or infinity"):
+        list(ModelUpdates(tmp_path / "base", [tmp_path / "broken"], ["broken"]).sites(2))
+
+
 def test_vectors_are_compared_as_what_they_change() -> None:
     base = paper_base()
     chance = torch.Generator().manual_seed(0)
@@ -216,3 +258,32 @@ def test_the_document_survives_json() -> None:
         left_out=found.left_out, seed=0,
     )  # fmt: skip
     assert Interference.model_validate_json(document.model_dump_json()) == document
+
+
+def test_a_page_has_room_for_many_pairs_and_a_document_without_methods_is_refused(
+    tmp_path: Path,
+) -> None:
+    chance = Beside(value=0.2, expected=0.1)
+    numbers = PairNumbers(
+        cosine=chance, conflicts=None, weighted=None, inputs=chance, outputs=chance, ratio=1.0
+    )
+    site = SitePair(site="model.layers.0.mlp.up_proj", numbers=numbers, values=3)
+    names = [f"brick-with-a-long-name-{n}" for n in range(16)]
+    found = Interference.model_validate({
+        "brickwork": "0", "kind": "bricks", "names": names, "base": "base",
+        "forms": ["lora"] * len(names), "sites": dict.fromkeys(names, 1), "rank": None,
+        "rows": "all", "left_out": {}, "seed": 0,
+        "kept": [Kept(method="linear", parameters={}, kept=dict.fromkeys(names, 0.1),
+                      cosine=dict.fromkeys(names, 0.3))],
+        "pairs": [
+            Pair(a=a, b=b, numbers=numbers, only_a=0, only_b=0, verdict="independent",
+                 advice="none", sites=[site])
+            for a, b in combinations(names, 2)
+        ],
+    })  # fmt: skip
+    # A layout that finds no room warns, and a warning is an error here.
+    assert write_interference_report(found, tmp_path / "page")
+    bare = found.model_copy(update={"kept": []}).model_dump(mode="json")
+    write_file(tmp_path / INTERFERENCE_FILE, json_bytes(INTERFERENCE_FILE, bare))
+    with pytest.raises(DataError, match="kept: names no method"):
+        read_interference(tmp_path)

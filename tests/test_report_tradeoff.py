@@ -63,6 +63,15 @@ def test_the_page_names_everyone_and_escapes_them(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_figure_has_room_for_every_method(tmp_path: Path) -> None:
+    members = [m.model_dump() for m in tradeoff().members]
+    for place in range(29):
+        losses = {"a": 3.0, "b": 2.0 + place / 10, "c": 2.0}
+        members.append({"name": f"breadcrumbs_{place}", "role": "child", "losses": losses})
+    # A layout that finds no room warns, and a warning is an error here.
+    assert len(write_tradeoff_report(tradeoff(members=members), tmp_path)) == 5
+
+
 def test_a_written_document_is_read_again(tmp_path: Path) -> None:
     content = json_bytes(TRADEOFF_FILE, tradeoff().model_dump(mode="json"))
     write_file(tmp_path / TRADEOFF_FILE, content)

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from brickwork.store.store import Store
 
 
+def name_of(folder: Path) -> str:
+    """What a brick is called after its folder; empty if that has no letter and no digit."""
+    words = re.findall("[a-z0-9]+(?:[._-][a-z0-9]+)*", folder.absolute().name.lower())
+    return "-".join(words)[:80].strip("-._")
+
+
 @dataclass
 class BrickSource:
     """Where a command finds bricks.
@@ -77,8 +83,7 @@ class BrickSource:
                 f"{str(folder)!r} is a PEFT adapter, which does not say which base it is for; "
                 "name the base with --model."
             )
-        name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower())[:80].strip("-._")
-        return read_peft(folder, self.base, name or "adapter")
+        return read_peft(folder, self.base, name_of(folder) or "adapter")
 
     def folder(self, reference: str) -> Path:
         """The folder of a brick in the store, which stays as it is as long as the brick is kept.

@@ -10,7 +10,8 @@ import click
 from brickwork.cli.brick_inputs import BrickSource
 from brickwork.cli.check_view import render_fit, render_interference
 from brickwork.cli.console import emit
-from brickwork.cli.options import OUT, model_options, output_options
+from brickwork.cli.options import OUT, model_options, output_options, written_flags
+from brickwork.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from brickwork.brick.brick import Brick
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 _MODEL_RANK = 16
+_OF_BRICKS = ("model", "store", "analysis", "revision", "device", "dtype")
+_OF_SEVERAL = ("rank", "analysis", "out")
 
 
 @click.command()
@@ -57,6 +60,11 @@ def check(bricks: tuple[str, ...], as_json: bool, **options: Any) -> None:
     if options["base"] is not None:
         found = _compare_models(bricks, options)
     else:
+        if len(bricks) == 1 and (idle := written_flags(_OF_SEVERAL)):
+            raise ConfigurationError(
+                f"{', '.join(idle)} is about bricks beside each other, and one brick alone is only "
+                "checked against its base; name another brick, or leave that out."
+            )
         source = BrickSource(options["store"], options["model"], options)
         held = [source.find(reference) for reference in bricks]
         if options["model"] is not None or len(held) == 1:
@@ -137,15 +145,19 @@ def _compare_bricks(
 
 def _compare_models(models: Sequence[str], options: dict[str, Any]) -> "Interference":
     from brickwork.combine.kept import examine
-    from brickwork.errors import ConfigurationError
     from brickwork.measure.model_updates import ModelUpdates
     from brickwork.model.checkpoint import find_checkpoint
     from brickwork.reference.paths import resolve_model
 
-    if len(models) < 2 or options["analysis"] is not None or options["model"] is not None:
+    if idle := written_flags(_OF_BRICKS):
         raise ConfigurationError(
-            f"--base compares at least two whole models, without --model and --analysis, and "
-            f"{len(models)} were given; name two, or leave --base out to check bricks."
+            f"--base compares whole models, on which {', '.join(idle)} would have no effect; "
+            "leave that out, or --base."
+        )
+    if len(models) < 2:
+        raise ConfigurationError(
+            f"--base compares at least two whole models, and {len(models)} was given; name two, or "
+            "leave --base out to check bricks."
         )
     folders = [
         find_checkpoint(resolve_model(name), None, weights=True)

@@ -45,7 +45,8 @@ def render_interference(console: "Console", found: "Interference") -> None:
 
 
 def _pairs(found: "Interference") -> Table:
-    table = Table("pair", box=None, padding=(0, 1), header_style="bold")
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("pair", overflow="fold")
     for column in ("cosine", "conflicts", "by size", "inputs", "outputs", "length ratio"):
         table.add_column(column, justify="right")
     for pair in found.pairs:
@@ -64,7 +65,7 @@ def _pairs(found: "Interference") -> Table:
 def _kept(found: "Interference") -> Table:
     table = Table("method keeps of", box=None, padding=(0, 1), header_style="bold")
     for name in found.names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in found.kept:
         set_to = ", ".join(f"{k} {v:g}" for k, v in row.parameters.items())
         label = f"{row.method} ({set_to})" if set_to else row.method

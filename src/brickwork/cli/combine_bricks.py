@@ -28,7 +28,7 @@ def combine_bricks(
         options: those of the command.
     """
     from brickwork.brick.folder import write_brick
-    from brickwork.cli.brick_inputs import BrickSource
+    from brickwork.cli.brick_inputs import BrickSource, name_of
     from brickwork.combine.brick_recipe import parse_brick_recipe, run_brick_recipe
     from brickwork.combine.bricks import require_alike
 
@@ -45,7 +45,9 @@ def combine_bricks(
             for b in (bricks[use.brick] for use in recipe.bricks)
         ]
     else:
-        combined = run_brick_recipe(recipe, bricks.__getitem__, seed=options["seed"], name=out.name)
+        combined = run_brick_recipe(
+            recipe, bricks.__getitem__, seed=options["seed"], name=name_of(out)
+        )
         write_brick(combined.brick, out)
         said |= combined.as_document() | judge(combined.brick)
     emit(said, as_json, lambda console: _render(console, said))

@@ -30,12 +30,12 @@ def combine_mixture(
     recipe = parse_mixture(document, str(where))
     if options["seed"] is not None:
         recipe = recipe.model_copy(update={"seed": options["seed"]})
-    mixture = plan_mixture(recipe, fetch_model)
+    dry_run = options["dry_run"]
+    mixture = plan_mixture(recipe, fetch_model, read_prompts=not dry_run)
     plan = mixture.plan
     extras = replace(mixture.extras, adapters=adapters_of(plan, options["store"]))
     said: dict[str, Any] = {"out": str(out), "family": mixture.target.model_type}
     said |= describe_plan(plan, extras, options["workers"])
-    dry_run = options["dry_run"]
     judge = judge_of(
         plan, extras, out, base=recipe.base_model, method="mixture of experts", options=options
     )

@@ -60,15 +60,18 @@ def _planned(
 
     plan = plan_merge(recipe, fetch_model)
     rearranged, files = None, {}
+    record = {"recipe": _without_places(document, plan)}
     if recipe.vocabulary is not None:
         from brickwork.combine.vocabulary import plan_vocabulary, with_vocabulary
 
-        vocabulary = plan_vocabulary(recipe.vocabulary, plan.folders, base=recipe.base_model)
+        vocabulary = plan_vocabulary(
+            recipe.vocabulary, plan.folders, base=recipe.base_model, fetch=_fetch_tokenizer
+        )
         plan = with_vocabulary(plan, vocabulary)
         rearranged, files = vocabulary.rearranged, dict(vocabulary.files)
+        record |= vocabulary.record
     if recipe.chat_template is not None:
         files = _templated(recipe.chat_template, plan, files)
-    record = {"recipe": _without_places(document, plan)}
     return plan, Extras(
         rearranged=rearranged, files=files, adapters=adapters_of(plan, store), record=record
     )
@@ -101,12 +104,16 @@ def _templated(wanted: str, plan: "MergePlan", files: dict[str, bytes]) -> dict[
     )  # fmt: skip
 
 
-def fetch_model(ref: "ModelRef") -> Path:
+def fetch_model(ref: "ModelRef", *, weights: bool = True) -> Path:
     """The folder of a model's checkpoint, fetched if it is on the Hub."""
     from brickwork.model.checkpoint import find_checkpoint
     from brickwork.reference.paths import resolve_model
 
-    return find_checkpoint(resolve_model(ref.model), ref.revision, weights=True)
+    return find_checkpoint(resolve_model(ref.model), ref.revision, weights=weights)
+
+
+def _fetch_tokenizer(ref: "ModelRef") -> Path:
+    return fetch_model(ref, weights=False)
 
 
 def _without_places(document: Any, plan: "MergePlan") -> Any:

@@ -79,7 +79,7 @@ def render_losses(console: "Console", said: dict[str, Any]) -> None:
     found = said["tradeoff"]
     table = Table(found["by"], caption="nats per response token", caption_justify="left")
     for member in found["members"]:
-        table.add_column(f"{member['name']} ({member['role']})", justify="right")
+        table.add_column(f"{member['name']} ({member['role']})", justify="right", overflow="fold")
     for name, count in found["instances"].items():
         losses = (f"{member['losses'][name]:.3f}" for member in found["members"])
         table.add_row(f"{name} ({count})", *losses)

@@ -7,7 +7,7 @@ import click
 
 from brickwork.cli.console import emit, progress
 from brickwork.cli.inputs import data_name, open_model, read_labelled
-from brickwork.cli.options import OUT, model_options, output_options
+from brickwork.cli.options import OUT, model_options, output_options, written_flags
 from brickwork.cli.search_view import render_learned, render_plan, render_search
 
 if TYPE_CHECKING:
@@ -60,12 +60,13 @@ def search(recipe: Path, out: Path, as_json: bool, **options: Any) -> None:
     from brickwork.combine.search_recipe import read_search_recipe
 
     asked = read_search_recipe(recipe)
+    _require_sense(asked, options)
     if options["dtype"] == "auto" and asked.base == "reference":
         options["dtype"] = "float32"  # as fast on a CPU, and without rounding
-    loaded = open_model(asked.base, options)
+    loaded = open_model(asked.base, options, outline=options["dry_run"], tokenizer=True)
     split = _split(loaded, options)
     if options["dry_run"]:
-        document = _plan(asked, split)
+        document = _plan(asked, split, options)
         emit(document, as_json, lambda console: render_plan(console, document))
     elif asked.learn is not None:
         document = _learn(asked, loaded, split, out, options)
@@ -73,6 +74,19 @@ def search(recipe: Path, out: Path, as_json: bool, **options: Any) -> None:
     else:
         document = _search(asked, loaded, split, out, options)
         emit(document, as_json, lambda console: render_search(console, document))
+
+
+def _require_sense(asked: "SearchRecipe", options: dict[str, Any]) -> None:
+    """Refuse options that would have no effect, before anything is loaded."""
+    from brickwork.errors import ConfigurationError
+
+    idle = written_flags(("worker",)) if asked.learn is not None else []
+    idle += written_flags(("share",)) if options["held_out"] is not None else []
+    if idle:
+        raise ConfigurationError(
+            f"{', '.join(idle)} would have no effect on what is asked for: --worker is for "
+            "`search`, --share for data without --held-out; leave it out."
+        )
 
 
 def _split(loaded: "LoadedModel", options: dict[str, Any]) -> "Split":
@@ -102,9 +116,19 @@ def _pairs(loaded: "LoadedModel", data: str, options: dict[str, Any]) -> "list[P
     return [(i, s) for i, s in zip(kept, sequences, strict=True) if s is not None]
 
 
-def _plan(asked: "SearchRecipe", split: "Split") -> dict[str, Any]:
+def _plan(asked: "SearchRecipe", split: "Split", options: dict[str, Any]) -> dict[str, Any]:
+    """What would be tried, once it is known that all that is named is there."""
+    from brickwork.combine.candidates import require_objectives
     from brickwork.combine.search_space import space_of
 
+    if asked.bricks:
+        _bricks(asked, options)
+    for model in asked.models:
+        open_model(model, options, outline=True)
+    if asked.search is not None:
+        sized = bool(asked.bricks) and len(asked.search.ranks) > 1
+        for side in (split.search, split.held_out):
+            require_objectives(asked.search.objectives, side, sized=sized)
     operands = asked.bricks or asked.models
     axes = [] if asked.search is None else space_of(
         asked.search, len(operands), has_base=True

@@ -42,13 +42,14 @@ def render_search(console: "Console", document: dict[str, Any]) -> None:
     from rich.text import Text
 
     names = document["objectives"]
-    heads = [column for name in names for column in (name, f"{name}, held out")]
-    table = Table("what", "method", *heads, box=SIMPLE)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for head in ("what", *(column for name in names for column in (name, "held out"))):
+        table.add_column(Text(head), overflow="fold")
     for row in document["rows"]:
         if row["held_out"] is not None and row["values"] is not None:
             numbers = (f"{row[side][n]:.4g}" for n in names for side in ("values", "held_out"))
-            mark = " *" if row["front"] else ""
-            table.add_row(Text(row["label"] + mark), row["method"], *numbers)
+            what = row["label"] + (f", {row['method']}" if row["kind"] == "trial" else "")
+            table.add_row(Text(what + (" *" if row["front"] else "")), *numbers)
     console.print(table)
     failed = sum(row["values"] is None for row in document["rows"])
     console.print(

@@ -7,7 +7,7 @@ import click
 
 from brickwork.cli.console import emit, progress
 from brickwork.cli.inputs import data_name, open_model, read_labelled
-from brickwork.cli.options import OUT, model_options, output_options
+from brickwork.cli.options import OUT, model_options, output_options, written_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,11 +53,16 @@ def statistics(model: str, out: Path, as_json: bool, **options: Any) -> None:
       brickwork statistics reference --data reference --kind fisher --instances 5 -o fisher
       brickwork statistics ./my-model --data mine.jsonl --kind gram --tokens 100000 -o gram
     """  # fmt: skip
-    from brickwork.errors import UnknownNameError
+    from brickwork.errors import ConfigurationError, UnknownNameError
     from brickwork.measure.instances import content_hash, encode_instances
     from brickwork.measure.merge_statistics import Measurement, collect_statistics, require_free
 
     require_free(out)
+    foreign = "labels" if options["kind"] == "gram" else "tokens"
+    if idle := written_flags((foreign,)):
+        raise ConfigurationError(
+            f"{idle[0]} has no effect on statistics of the kind {options['kind']}; leave it out."
+        )
     found = read_labelled(options["data"], options)
     known = {i.functionality for i in found}
     for name in options["functions"]:

@@ -8,7 +8,7 @@ import click
 
 from brickwork.cli.console import emit, progress
 from brickwork.cli.inputs import data_name, open_model, read_labelled
-from brickwork.cli.options import OUT, model_options, output_options
+from brickwork.cli.options import OUT, model_options, output_options, written_flags
 
 if TYPE_CHECKING:
     from brickwork.combine.stitch_results import Stitching
@@ -76,11 +76,16 @@ def _require_sense(options: Mapping[str, Any]) -> None:
     from brickwork.model.export import require_free
     from brickwork.report.extra import require_report
 
-    if options["opened"] and (idle := [n for n in _MAKING if options[n]]):
+    if options["opened"] and (idle := written_flags(_MAKING)):
         raise ConfigurationError(
             f"--open reads maps that are fitted already, so that "
-            f"{', '.join('--' + name.replace('_', '-') for name in idle)} would have no effect; "
+            f"{', '.join(idle)} would have no effect; "
             "leave --open out to fit anew, or the others."
+        )
+    if options["points"] and (idle := written_flags(("count",))):
+        raise ConfigurationError(
+            f"--points says where to stitch, so that {idle[0]} would have no effect; leave out one "
+            "of them."
         )
     if options["opened"] and not options["answer"]:
         raise ConfigurationError(
@@ -99,7 +104,10 @@ def _require_sense(options: Mapping[str, Any]) -> None:
         require_report()
 
 
-_MAKING = ("data", "instances", "mapping", "points", "tune_steps", "out", "report", "dry_run")
+_MAKING = (
+    "data", "instances", "mapping", "points", "count", "tune_steps", "evaluation", "longest",
+    "out", "report", "dry_run",
+)  # fmt: skip
 
 
 def _pair(

@@ -37,7 +37,12 @@ def arcee_fusion(operands: Operands) -> Combine:
     # The q-th quartile is the value at (values - 1) * q / 4 in rising order.
     ranks = [values - (values - 1) * quarter // 4 for quarter in (3, 2, 1)]
     (quartiles,) = cuts(stream, values, [ranks])
-    high, middle, low = (torch.tensor(cut.threshold) for cut in quartiles)
+    sizes = [cut.threshold for cut in quartiles]
+    if values in ranks:  # of so few, the smallest of all is a quartile, and `cuts` finds none
+        least = min(importance_of(piece).min().item() for piece in operands.pieces())
+        sizes = [least if k == values else size for k, size in zip(ranks, sizes, strict=True)]
+    dtype = next(iter(divergences.values()), torch.empty(0)).dtype
+    high, middle, low = torch.tensor(sizes, dtype=dtype)
     threshold = (middle + 1.5 * (high - low)).item()
 
     def combine(piece: Piece) -> Float[Tensor, "rows columns"]:

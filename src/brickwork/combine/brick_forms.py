@@ -95,6 +95,13 @@ def concatenate(bricks: Sequence[Brick], recipe: Recipe) -> Parts:
     """Learned positions one behind the other, in the order of the bricks."""
     del recipe
     wide, sites, tensors = _widest(bricks), sites_of(bricks), {}
+    apart = [b.spec.name for b in bricks if b.tensors.keys() != bricks[0].tensors.keys()]
+    if apart:
+        raise MergeError(
+            f"{', '.join(apart)} acts at other sites than {bricks[0].spec.name!r}, and learned "
+            "positions are as many at every site; run them together instead: "
+            "`brickwork run --bricks a,b`."
+        )
     for name in bricks[0].tensors:
         held = [brick.tensors[name].to(wide) for brick in bricks]
         _require_sizes(name, [(*t.shape[:-2], t.shape[-1]) for t in held])

@@ -19,6 +19,7 @@ from brickwork.combine.weighted import WeightedBricks
 from brickwork.errors import ConfigurationError, DataError, MergeError, UnknownNameError
 from brickwork.measure.instances import Instance
 from brickwork.measure.perplexity import response_losses
+from brickwork.measure.updates import site_seed
 from brickwork.model.fingerprint import named_tensors, weights_hash
 from brickwork.model.load import LoadedModel
 from brickwork.model.parts import CausalModel
@@ -108,7 +109,7 @@ class BrickTrials:
             return candidate.parameters[self.whole.group_of(site)]
 
         recipe = Recipe(candidate.method, values, keys_of(self.bricks), candidate.rank, seed)
-        written = {str(n): _plain(block) for n, block in enumerate(candidate.parameters)}
+        written = {str(n): block for n, block in enumerate(candidate.written)}
         return combine_by(recipe, self.bricks, name=name, written=written).brick
 
     def evaluate(self, candidate: Candidate, seed: int, pairs: Sequence[Pair]) -> dict[str, float]:
@@ -173,7 +174,7 @@ class ModelTrials:
             [own[name].detach() for own in self._own.values()],
             base=self._base[name] if _takes_base(candidate.method) else None,
             keys=list(self._own),
-            seed=seed,
+            seed=site_seed(seed, name),
             **candidate.parameters[self._group_of(name)],
         )
 
@@ -205,10 +206,6 @@ def _objectives(losses: Mapping[str, float]) -> dict[str, float]:
 
 def _takes_base(method: str) -> bool:
     return find_method(method).base != "operand"
-
-
-def _plain(block: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in block.items()}
 
 
 @contextmanager

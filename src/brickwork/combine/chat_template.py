@@ -75,7 +75,7 @@ def choose_template(wanted: str, folders: Mapping[Any, Path]) -> str | None:
 
     Raises:
         UnknownNameError: if it is none of these.
-        ModelError: if a model's ``tokenizer_config.json`` is damaged.
+        ModelError: if a model's template or ``tokenizer_config.json`` is damaged.
     """
     if wanted == "auto":
         found = [template for folder in folders.values() if (template := _template(folder))]
@@ -104,12 +104,13 @@ def with_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]
 def _template(folder: Path) -> str:
     """The default chat template of a model, empty if it has none."""
     files = tokenizer_files(folder)
-    if TEMPLATE in files:
-        return files[TEMPLATE].decode("utf-8").strip()
     try:
+        if TEMPLATE in files:
+            return files[TEMPLATE].decode("utf-8").strip()
         stated = json.loads(files.get(SETTINGS, b"{}")).get("chat_template") or ""
         if isinstance(stated, list):  # several, by name
             stated = {entry["name"]: entry["template"] for entry in stated}.get("default", "")
         return str(stated).strip()
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / SETTINGS} is damaged ({error}); fetch it again.") from None
+        damaged = folder / (TEMPLATE if TEMPLATE in files else SETTINGS)
+        raise ModelError(f"{damaged} is damaged ({error}); fetch it again.") from None

@@ -19,7 +19,7 @@ from brickwork.errors import MergeError
 _TURNING: Mapping[str, Mapping[str, Any]] = {
     "linear": {},
     "passthrough": {},
-    "task_arithmetic": {"density": 1.0},
+    "task_arithmetic": {},
     "slerp": {},
     "nuslerp": {"nuslerp_flatten": True},
     "multislerp": {},

@@ -125,7 +125,7 @@ def _methods(contest: Contest, space: Space) -> list[TrialRow]:
         rows.append(
             TrialRow(
                 number=-1, kind="method", label=label, method=candidate.method,
-                parameters=tuple(dict(block) for block in candidate.parameters), rank=None,
+                parameters=candidate.written, rank=None,
                 seed=contest.seed, values=None if reason else sides[0],
                 held_out=None if reason else sides[1], reason=reason,
             )

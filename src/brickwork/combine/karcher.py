@@ -8,6 +8,9 @@ from brickwork.combine.gram import gram
 from brickwork.combine.linear import weighted_sum
 from brickwork.combine.operands import Combine, Operands
 
+# In radians: vectors that are this near to opposite show no way from one to the other but rounding.
+_OPPOSITE = 1e-6
+
 
 def karcher(operands: Operands, *, max_iter: int, tol: float) -> Combine:
     """The Karcher mean of the operands' directions times the mean of their lengths.
@@ -49,17 +52,19 @@ def _mean(
 
     share = valid.double() / valid.sum()
     mean = share.clone()
-    if length(mean) < tol:  # opposite directions: begin at the first
+    if length(mean) < max(tol, _OPPOSITE):  # opposite directions: begin at the first
         mean = torch.zeros_like(share)
         mean[valid.nonzero()[0]] = 1.0
     mean /= length(mean)
     for _ in range(steps):
         dots = (cosines @ mean).clamp(-1, 1)
         angles = torch.acos(dots)
-        pull = torch.where(angles < tol, 0.0, share * angles / torch.sin(angles))
+        sines = torch.sin(angles)
+        still = (angles < tol) | (sines < _OPPOSITE)
+        pull = torch.where(still, 0.0, share * angles / sines)
         step = pull - (pull @ dots) * mean
         size = length(step)
-        if size < tol:
+        if size <= tol:
             break
         mean = torch.cos(size) * mean + torch.sin(size) / size * step
         mean /= length(mean)

@@ -114,7 +114,9 @@ def examine(
             sums.sites.setdefault(pair, []).append(numbers)
         read = _some_rows(updates, TRIED / max(values, 1), seed)
         sums.every_row &= counted is None and read is None
-        _try_methods(trials, updates, read, names=names, seed=seed)
+        failed = _try_methods(trials, updates, read, names=names, seed=seed)
+        left_out |= failed
+        trials = [trial for trial in trials if trial.row.name not in failed]
     pairs = [
         pair_of(
             (names[a], names[b]), sums.sites.get((a, b), []),
@@ -145,7 +147,9 @@ def _try_methods(
     *,
     names: Sequence[str],
     seed: int,
-) -> None:
+) -> dict[str, str]:
+    """Add to the sums of each method; of those that refuse these updates, the reason."""
+    failed: dict[str, str] = {}
     every = torch.arange(updates.shape[0]) if read is None else read
     values = [rows.float() for rows in updates.read(every)]
     for trial in trials:
@@ -161,16 +165,21 @@ def _try_methods(
                 name, values, keys=names, seed=site_seed(seed, updates.site), parameters=parameters
             )
         except MergeError as error:
-            raise MergeError(f"{name} at {updates.site!r}: {error}") from None
+            if not all(own.isfinite().all() for own in values):
+                raise MergeError(f"{name} at {updates.site!r}: {error}") from None
+            failed[name] = f"at {updates.site!r} it refuses: {error}"
+            continue
         trial.inner += torch.tensor([(merged * own).sum(dtype=torch.float64) for own in values])
         trial.squares += torch.tensor([own.square().sum(dtype=torch.float64) for own in values])
         trial.length += merged.square().sum(dtype=torch.float64).item()
+    return failed
 
 
 def _kept(trial: _Trial, names: Sequence[str]) -> Kept:
     squares = trial.squares.clamp(min=1e-300)
     shares = trial.inner / squares
-    cosines = trial.inner / (squares * max(trial.length, 1e-300)).sqrt()
+    # Roots before the product, which would be 0 where an update does nothing.
+    cosines = trial.inner / (squares.sqrt() * max(trial.length, 1e-300) ** 0.5)
     return Kept(
         method=trial.row.name,
         parameters=trial.parameters,

@@ -143,8 +143,15 @@ def plan_mixture(
     fetch: Callable[[ModelRef], Path],
     *,
     device: str = "auto",
+    read_prompts: bool = True,
 ) -> Mixture:
     """What ``write_mixture`` writes, routers included, which take a pass over the prompts.
+
+    Args:
+        recipe: which models, and what their experts are for.
+        fetch: gives the folder of a model's checkpoint, without its adapter.
+        device: where the base reads the prompts.
+        read_prompts: if False, no weights are loaded and routers are 0: enough to tell sizes.
 
     Raises:
         UnknownNameError: if no family is called as the recipe says.
@@ -163,7 +170,12 @@ def plan_mixture(
     draft.require_fitting(configs)
     draft.add_base()
     draft.add_experts()
-    routers = _routers(recipe, base, folders[recipe.base_model], device)
+    _require_reader(recipe)
+    routers = (
+        _routers(recipe, base, folders[recipe.base_model], device)
+        if read_prompts
+        else torch.zeros(base.num_hidden_layers, len(recipe.every), base.hidden_size)
+    )
     draft.add_routers(routers)
     if target.shared and not sizes.shared:
         draft.add_filler()
@@ -172,7 +184,7 @@ def plan_mixture(
     config["dtype"] = str(draft.dtype).removeprefix("torch.")
     plan = MergePlan(
         draft.plans, folders, config, recipe.base_model,
-        seed=recipe.seed, notes=_notes(routers[:, : sizes.experts]),
+        seed=recipe.seed, notes=_notes(routers[:, : sizes.experts]) if read_prompts else (),
     )  # fmt: skip
     unnamed = {"experts", "shared_experts"}
     said = recipe.model_dump(mode="json", exclude={"base_model", *unnamed})
@@ -182,21 +194,24 @@ def plan_mixture(
     return Mixture(plan, draft.tensors, draft.changed, target, said)
 
 
+def _require_reader(recipe: MixtureRecipe) -> None:
+    if recipe.base_model.lora and not recipe.random:
+        raise MergeError(
+            f"prompts were to be read by {recipe.base_model}, a model with an adapter; merge it "
+            "into a checkpoint of its own first, or set gate_mode: random."
+        )
+
+
 def _routers(
     recipe: MixtureRecipe, base: PreTrainedConfig, folder: Path, device: str
 ) -> Float[Tensor, "layers experts hidden"]:
-    every = (*recipe.experts, *recipe.shared_experts)
+    every = recipe.every
     if recipe.random:
         return random_rows(
             base.num_hidden_layers, len(every), base.hidden_size,
             uniform=recipe.gate_mode == "uniform_random",
             generator=torch.Generator().manual_seed(recipe.seed),
         )  # fmt: skip
-    if recipe.base_model.lora:
-        raise MergeError(
-            f"prompts were to be read by {recipe.base_model}, a model with an adapter; merge it "
-            "into a checkpoint of its own first, or set gate_mode: random."
-        )
     prompts = [ExpertPrompts(e.positive_prompts or (), e.negative_prompts or ()) for e in every]
     return prompted_rows(prompts, recipe.gate_mode, folder, device=device)
 

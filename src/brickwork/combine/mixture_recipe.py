@@ -61,8 +61,7 @@ class MixtureRecipe(_Document):
             )
         if self.random:
             return self
-        every = (*self.experts, *self.shared_experts)
-        bare = [str(expert.source_model) for expert in every if not expert.positive_prompts]
+        bare = [str(expert.source_model) for expert in self.every if not expert.positive_prompts]
         if bare:
             raise ValueError(
                 f"gate_mode {self.gate_mode} needs positive_prompts for every expert, and "
@@ -81,10 +80,14 @@ class MixtureRecipe(_Document):
         """Whether routers are random, so that prompts have no part in them."""
         return self.gate_mode in _RANDOM
 
+    @property
+    def every(self) -> tuple[Expert, ...]:
+        """The routed experts, then the shared ones."""
+        return *self.experts, *self.shared_experts
+
     def refs(self) -> tuple[ModelRef, ...]:
         """The models that take part, each once, the base first."""
-        every = (*self.experts, *self.shared_experts)
-        return tuple(dict.fromkeys((self.base_model, *(e.source_model for e in every))))
+        return tuple(dict.fromkeys((self.base_model, *(e.source_model for e in self.every))))
 
 
 def read_mixture(path: Path) -> MixtureRecipe:

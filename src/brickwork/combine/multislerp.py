@@ -9,6 +9,9 @@ from brickwork.combine.linear import require_sum, weighted_sum
 from brickwork.combine.operands import Combine, Operands, Piece
 from brickwork.errors import MergeError
 
+# Unit vectors of float32 numbers that are opposite sum to this length by their rounding alone.
+_OPPOSITE = 1e-7
+
 
 def multislerp(
     operands: Operands, *, weight: tuple[float, ...], normalize_weights: bool, eps: float
@@ -41,7 +44,7 @@ def multislerp(
     directed = weights / (lengths + eps)
     length = (directed @ products @ directed).clamp(min=0).sqrt()
     factors = directed / length * (weights @ lengths)
-    if length < eps:
+    if length < max(eps, _OPPOSITE):
         if len(weight) > 2 and lengths.any():
             raise MergeError(
                 f"the operands at {operands.name!r} cancel out under the weights {list(weight)}, "

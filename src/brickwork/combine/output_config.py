@@ -1,6 +1,7 @@
 """The ``config.json`` of a merge: its donor's, with the layers and the dtype that it has."""
 
 import copy
+import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,14 @@ import torch
 from brickwork.combine.checkpoints import Checkpoint
 from brickwork.combine.layout import Span
 from brickwork.combine.names import layer_count
+from brickwork.errors import ModelError
 
 # Settings that name layers by their numbers.
 _LAYER_NUMBERS = ("mlp_only_layers", "cross_attention_layers", "full_attention_layers")
+_KINDS = "layer_types"
+_PATTERNS = ("sliding_window_pattern", "full_attention_interval")  # say what layer_types says
+# It needs transformers, which takes longer to load than many a merge takes.
+_READER = "brickwork.model.config:read_config"
 # Settings that count layers, so that a layer in another place becomes another kind of layer.
 _COUNTED = (
     "decoder_sparse_step", "first_k_dense_replace", "sliding_window_pattern", "moe_layer_freq",
@@ -68,29 +74,64 @@ def _set_layers(config: dict[str, Any], donor: Checkpoint, spans: Sequence[Span]
     (*above, key), before = counted
     part = config[above[0]] if above else config
     part[key] = len(chosen)
+    notes = _set_kinds(part, above, chosen)
     for name, value in list(part.items()):
         # Layers may come from models whose settings differ; each keeps its own.
         per_layer = [(_part(c, above).get(name), layer) for c, layer in chosen]
+        if name == _KINDS:
+            continue
         if name in _LAYER_NUMBERS and isinstance(value, list):
-            part[name] = [n for n, (own, layer) in enumerate(per_layer) if layer in (own or ())]
+            part[name] = [
+                n
+                for n, (own, layer) in enumerate(per_layer)
+                if isinstance(own, list) and layer in own
+            ]
         elif _is_per_layer(name, value, before) and all(
             isinstance(own, list) and layer < len(own) for own, layer in per_layer
         ):
             part[name] = [own[layer] for own, layer in per_layer if isinstance(own, list)]
         elif name == "per_layer_config" and isinstance(value, dict):
             part[name] = _renumbered(per_layer)
-    return [
+    return notes + [
         f"{name} counts layers from the first, and the slices move layers; check that each is "
         "still of its kind"
         for name in _COUNTED
-        if part.get(name) not in (None, 0, 1)
+        if part.get(name) not in (None, 0, 1) and not (name in _PATTERNS and _KINDS in part)
     ]
+
+
+def _set_kinds(
+    part: dict[str, Any], above: Sequence[str], chosen: Sequence[tuple[Checkpoint, int]]
+) -> list[str]:
+    """Of which kind each layer's attention is. Older configurations leave it to the place."""
+    if not part.get(_KINDS) and not part.get("sliding_window"):
+        return []
+    models = {checkpoint.ref: checkpoint for checkpoint, _ in chosen}
+    try:
+        kinds = {ref: _kinds(checkpoint, above) for ref, checkpoint in models.items()}
+    except ModelError as error:
+        part.pop(_KINDS, None)
+        return [f"which layers see a window only cannot be told ({error}); check {_KINDS} by hand"]
+    part.pop(_KINDS, None)
+    if all(layer < len(kinds[c.ref]) for c, layer in chosen):
+        part[_KINDS] = [kinds[c.ref][layer] for c, layer in chosen]
+    return []
+
+
+def _kinds(checkpoint: Checkpoint, above: Sequence[str]) -> Sequence[str]:
+    """Those that the configuration states, or else those that transformers takes; or none."""
+    stated = _part(checkpoint, above).get(_KINDS)
+    if stated and isinstance(stated, list):
+        return stated
+    config = pkgutil.resolve_name(_READER)(checkpoint.folder, str(checkpoint.ref))
+    part = getattr(config, above[0]) if above else config
+    return getattr(part, _KINDS, None) or ()
 
 
 def _renumbered(per_layer: Sequence[tuple[Any, int]]) -> dict[str, Any]:
     found = {}
     for number, (own, layer) in enumerate(per_layer):
-        settings = (own or {}).get(str(layer), (own or {}).get(layer))
+        settings = own.get(str(layer)) if isinstance(own, dict) else None
         if settings is not None:
             found[str(number)] = copy.deepcopy(settings)
     return found

@@ -7,6 +7,7 @@ Merging Recipes (arXiv:2403.13187).
 
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,18 +79,6 @@ def run_search(
         return _rows(study, searching)
 
 
-def done_trials(searching: Searching, folder: Path) -> int:
-    """How many trials are done already.
-
-    Raises:
-        ConfigurationError: if the folder holds another search.
-    """
-    if not (folder / JOURNAL).exists():
-        return 0
-    with _quiet():
-        return len(_done(_study(searching, folder)))
-
-
 def pareto_front(values: Sequence[Sequence[float]]) -> list[bool]:
     """Which points no other is better than in one number and as good as in all others.
 
@@ -132,16 +121,7 @@ def _suggest(trial: "optuna.Trial", axis: Axis) -> Any:
 
 
 def _study(searching: Searching, folder: Path) -> "optuna.Study":
-    from optuna import create_study  # noqa: PLC0415
-    from optuna.storages import JournalStorage  # noqa: PLC0415
-    from optuna.storages.journal import JournalFileBackend  # noqa: PLC0415
-
-    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-    objectives = searching.space.spec.objectives
-    study = create_study(
-        study_name=_STUDY, storage=storage, directions=["minimize"] * len(objectives),
-        load_if_exists=True,
-    )  # fmt: skip
+    study = _open(folder / JOURNAL, len(searching.space.spec.objectives))
     found = study.user_attrs.get(_KEY)
     if found is None:
         study.set_user_attr(_KEY, searching.key)
@@ -154,6 +134,35 @@ def _study(searching: Searching, folder: Path) -> "optuna.Study":
     drawn = _number(searching.seed, len(study.get_trials(deepcopy=False)), searching.worker)
     study.sampler = _sampler(searching.space.spec, drawn % 2**32)
     return study
+
+
+def _open(journal: Path, objectives: int) -> "optuna.Study":
+    """The study in a journal, without a line that a process was killed in the middle of."""
+    from optuna import create_study  # noqa: PLC0415
+    from optuna.storages import JournalStorage  # noqa: PLC0415
+    from optuna.storages.journal import (  # noqa: PLC0415
+        JournalFileBackend,
+        JournalFileSymlinkLock,
+    )
+
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()  # another process may be in the middle of a line now
+    try:
+        written = journal.read_bytes() if journal.exists() else b""
+        if not written.endswith(b"\n") and written:
+            os.truncate(journal, written.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+    try:
+        return create_study(
+            study_name=_STUDY, storage=JournalStorage(JournalFileBackend(str(journal), lock)),
+            directions=["minimize"] * objectives, load_if_exists=True,
+        )  # fmt: skip
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{str(journal)!r} should hold the trials of a search, but cannot be read "
+            f"({type(error).__name__}: {error}); name another folder, or remove this one."
+        ) from None
 
 
 def _sampler(spec: SearchSpec, seed: int) -> "optuna.samplers.BaseSampler":
@@ -173,9 +182,9 @@ def _sampler(spec: SearchSpec, seed: int) -> "optuna.samplers.BaseSampler":
             f"cmaes searches for one objective, not for {len(spec.objectives)}; take nsga2, or "
             "name one."
         )
-    return samplers.CmaEsSampler(
-        seed=seed, popsize=spec.population, warn_independent_sampling=False
-    )
+    from brickwork.combine.search_cmaes import CarefulCmaEs  # noqa: PLC0415
+
+    return CarefulCmaEs(seed=seed, popsize=spec.population, warn_independent_sampling=False)
 
 
 def _done(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
@@ -201,7 +210,7 @@ def _rows(study: "optuna.Study", searching: Searching) -> list[TrialRow]:
                 kind="trial",
                 label=f"trial {trial.number}",
                 method=candidate.method,
-                parameters=tuple(_plain(block) for block in candidate.parameters),
+                parameters=candidate.written,
                 rank=candidate.rank,
                 seed=int(trial.user_attrs.get(_SEED, 0)),
                 values=values,
@@ -210,10 +219,6 @@ def _rows(study: "optuna.Study", searching: Searching) -> list[TrialRow]:
             )
         )
     return rows
-
-
-def _plain(block: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in block.items()}
 
 
 def _number(*parts: int) -> int:

@@ -1,12 +1,12 @@
 """The document that ``brickwork search`` reads: what is combined, and what is searched for."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from brickwork.brick.spec import Finite, explain
+from brickwork.combine.document import read_document
 from brickwork.errors import ConfigurationError
 
 Sampler = Literal["nsga2", "tpe", "cmaes", "random"]
@@ -46,7 +46,7 @@ class SearchSpec(_Document):
     """For each parameter a range [low, high], a list of choices, or one value."""
     blocks: int = Field(1, ge=1, le=1000)
     """Of how many blocks of layers each has weights of its own."""
-    ranks: tuple[int, ...] = ()
+    ranks: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Ranks of the combined LoRA to choose among; none: what the parents need together."""
     objectives: tuple[str, ...] = Field(("loss",), min_length=1)
     """``loss``, ``loss:FUNCTIONALITY`` or ``size``; each is to be small."""
@@ -74,6 +74,8 @@ class SearchRecipe(_Document):
             raise ValueError("say either `learn` or `search`")
         if self.learn is not None and self.models:
             raise ValueError("coefficients are learned for `bricks`; for `models` say `search`")
+        if self.search is not None and self.search.ranks and self.models:
+            raise ValueError("only combined bricks have a rank; leave `ranks` out for `models`")
         names = self.bricks or self.models
         if len(set(names)) != len(names):
             raise ValueError("a brick or model is named twice")
@@ -94,8 +96,4 @@ def parse_search_recipe(document: Any, where: str = "the recipe") -> SearchRecip
 
 def read_search_recipe(path: Path) -> SearchRecipe:
     """The recipe in a YAML file."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from None
-    return parse_search_recipe(document, str(path))
+    return parse_search_recipe(read_document(path), str(path))

@@ -39,6 +39,14 @@ class Candidate:
     parameters: tuple[Mapping[str, Any], ...]
     rank: int | None = None
 
+    @property
+    def written(self) -> tuple[dict[str, Any], ...]:
+        """The parameters as JSON takes them."""
+        return tuple(
+            {key: list(v) if isinstance(v, tuple) else v for key, v in block.items()}
+            for block in self.parameters
+        )
+
 
 @dataclass(frozen=True)
 class Space:

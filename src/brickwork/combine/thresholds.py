@@ -49,7 +49,7 @@ class Cut:
         self, sizes: Float[Tensor, "rows columns"], start: int
     ) -> Float[Tensor, "rows columns"]:
         """1 for the sizes (at least 0) that are taken, 0 for the others."""
-        taken = torch.empty_like(sizes)
+        taken = torch.empty_like(sizes, memory_format=torch.contiguous_format)
         torch.gt(sizes, self._limit(start, sizes.dtype), out=taken)
         if start == self.last:
             equal = (sizes == self.threshold).flatten().nonzero().flatten()

@@ -57,13 +57,14 @@ def read_tokenizer(folder: Path) -> TokenizerFile | None:
         files = getattr(importlib.import_module(module), function)(folder)
     document, settings = _data(folder, files, TOKENIZER), _data(folder, files, SETTINGS)
     rows = vocabulary_size(_data(folder, {CONFIG: (folder / CONFIG).read_bytes()}, CONFIG))
-    if rows is None:
+    if rows is None or rows < 1:
         raise ModelError(
             f"{folder / CONFIG} does not say how many tokens the model has rows for (vocab_size); "
             "add it."
         )
     try:
         ids = _all_ids(document, settings)
+        merges_of(document["model"])
         added = {entry["content"]: entry for entry in _added(document, settings)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
@@ -92,10 +93,21 @@ def vocabulary_of(model: Mapping[str, Any]) -> dict[str, int]:
     return dict(words)
 
 
+def merges_of(model: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What the merges join, and what they make; older files write a pair with a space between."""
+    prefix = len(model.get("continuing_subword_prefix") or "")
+    written = model.get("merges") or ()
+    pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in written)
+    return [(left, right, "".join((left, right[prefix:]))) for left, right in pairs]
+
+
 def _all_ids(document: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, int]:
     ids = vocabulary_of(document["model"])
     for entry in _added(document, settings):
         ids.setdefault(entry["content"], int(entry["id"]))
+    wrong = next((t for t, number in ids.items() if type(number) is not int or number < 0), None)
+    if wrong is not None:
+        raise ValueError(f"the token {wrong!r} has the number {ids[wrong]!r}")
     return ids
 
 

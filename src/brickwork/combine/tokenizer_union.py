@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from brickwork.combine.tokenizer_file import SETTINGS, TOKENIZER, TokenizerFile
+from brickwork.combine.tokenizer_file import SETTINGS, TOKENIZER, TokenizerFile, merges_of
 from brickwork.errors import MergeError
 
 _FLAGS: Mapping[str, Any] = {
@@ -64,15 +64,14 @@ def _in_order(ids: Mapping[str, int]) -> list[str]:
 def _new_merges(
     owner: TokenizerFile, others: Sequence[TokenizerFile], held: Set[str]
 ) -> list[tuple[str, str]]:
-    known = set(_merges(owner.document["model"]))
+    known = {(left, right) for left, right, _ in merges_of(owner.document["model"])}
     merges = [pair for other in others for pair in _possible(other.document["model"], held)]
     return [pair for pair in dict.fromkeys(merges) if pair not in known]
 
 
 def _possible(model: Mapping[str, Any], held: Set[str]) -> list[tuple[str, str]]:
     """The merges whose parts and result are all there."""
-    prefix = len(model.get("continuing_subword_prefix") or "")
-    return [p for p in _merges(model) if {*p, p[0] + p[1][prefix:]} <= held]
+    return [merge[:2] for merge in merges_of(model) if {*merge} <= held]
 
 
 def written_tokenizer(
@@ -130,13 +129,6 @@ def _settings(
             for token, flags in sorted(added.items(), key=lambda item: ids[item[0]])
         }
     return settings
-
-
-def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges as pairs; older files write a pair as one text with a space between."""
-    written = model.get("merges") or ()
-    pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in written)
-    return [(left, right) for left, right in pairs]
 
 
 def _require_alike(owner: TokenizerFile, others: Sequence[TokenizerFile], new: int) -> None:

@@ -168,6 +168,7 @@ def plan_vocabulary(
     length, step = len(rows[first]), choice.pad_to_multiple_of or 1
     size = -(-length // step) * step
     chosen, forced = _chosen(choice.tokens or {}, ids, rows, readers)
+    notes += _notes_on_strangers(ids, rows, chosen)
     moved = {} if owner == first else _token_ids(lender, CONFIG)
     if moved:
         files |= _generation(models[first], _token_ids(lender, GENERATION) or moved)
@@ -178,7 +179,17 @@ def plan_vocabulary(
 
 
 def with_vocabulary(plan: MergePlan, vocabulary: Vocabulary) -> MergePlan:
-    """The plan with the sizes, the configuration and the notes of a vocabulary."""
+    """The plan with the sizes, the configuration and the notes of a vocabulary.
+
+    Raises:
+        MergeError: if none of its tensors has a row for each token.
+    """
+    if plan.tensors and not any(tensor.vocabulary for tensor in plan.tensors):
+        raise MergeError(
+            f"vocabularies were to be aligned, and {plan.donor} has no embedding with as many rows "
+            f"as its configuration says (vocab_size: {plan.config.get('vocab_size')}); mend that, "
+            "or leave the tokenizer out of the recipe."
+        )
     config = dict(plan.config)
     text = config.get("text_config")
     if isinstance(text, dict) and "vocab_size" in text:
@@ -271,6 +282,16 @@ def _chosen(
             )
         chosen[number] = Chosen(token, ref, row)
     return chosen, frozenset(ids[token] for token, choice in tokens.items() if choice.force)
+
+
+def _notes_on_strangers(
+    ids: Mapping[str, int], rows: Mapping[ModelRef, Rows], chosen: Mapping[int, Chosen]
+) -> list[str]:
+    known = torch.stack(list(rows.values())).amax(dim=0).tolist()
+    strangers = [t for t, number in ids.items() if known[number] < 0 and number not in chosen]
+    if not strangers:
+        return []
+    return [f"{len(strangers)} tokens ({strangers[0]!r}, ...) are in no model; their rows are zero"]
 
 
 def _model_token(source: ModelToken, reader: TokenizerFile) -> int:

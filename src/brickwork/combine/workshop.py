@@ -57,6 +57,7 @@ class Workshop:
 
     def publish(self, folder: Path, files: Mapping[str, bytes]) -> None:
         """Make all tensors durable, add the small files, and give the whole its name."""
+        self.sync()  # so that nothing of it is lost if the rest fails
         for file in self._layout.sizes:
             sync_file(self.new / file)
         for name, content in files.items():
@@ -138,7 +139,7 @@ class Workshop:
 def open_workshop(folder: Path, key: str, layout: ShardLayout) -> Iterator[Workshop]:
     """A workshop for the merge that is to be at ``folder``, which must be free.
 
-    What is in it stays if the work is interrupted or the disk fails, and goes if it is refused.
+    What is in it stays if the work is interrupted or fails, and goes if the merge is refused.
 
     Args:
         folder: the target.
@@ -165,9 +166,7 @@ def open_workshop(folder: Path, key: str, layout: ShardLayout) -> Iterator[Works
         ) from error
 
 
-def _kept_if_of_use(
-    place: Path, folder: Path, key: str, layout: ShardLayout
-) -> Iterator[Workshop]:
+def _kept_if_of_use(place: Path, folder: Path, key: str, layout: ShardLayout) -> Iterator[Workshop]:
     workshop = None
     try:
         require_vacant(folder)
@@ -178,8 +177,8 @@ def _kept_if_of_use(
             workshop.sync()
         raise
     except Exception as error:
-        # After a full disk or a failing one the same call can go on; what was refused cannot.
-        if not isinstance(error, OSError) and not (workshop and workshop.whole):
+        # After a full disk or too little memory the same call can go on; what is refused cannot.
+        if isinstance(error, MergeError) and not (workshop and workshop.whole):
             shutil.rmtree(place, ignore_errors=True)
         raise
 

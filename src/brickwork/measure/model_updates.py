@@ -58,7 +58,7 @@ class ModelUpdates:
             base = _matrix(self._base.tensor(name))
             updates = [_matrix(model.tensor(name)) - base for model in self._models]
             for model, update in zip(self.names, updates, strict=True):
-                if not update.sum().isfinite():
+                if not update.isfinite().all():
                     raise MergeError(
                         f"the tensor {name!r} of {model!r} or of its base holds NaN or infinity; "
                         "mend that model or leave it out."

@@ -76,7 +76,8 @@ def write_interference_report(found: Interference, folder: Path) -> list[Path]:
 @styled
 def draw_pairs(found: Interference) -> Figure:
     """Cosine and overlaps of each pair over the layers, means over the sites of a layer."""
-    figure = canvas(6.4)
+    lines = sum(bool(pair.sites) for pair in found.pairs)
+    figure = canvas(6.4 + 0.22 * max(0, lines // 3 - 3))  # a legend of many pairs needs its rows
     panels = figure.subplots(len(_PANELS), 1, sharex=True)
     for axes, field in zip(panels, _PANELS, strict=True):
         for place, pair in enumerate(pair for pair in found.pairs if pair.sites):
@@ -230,6 +231,8 @@ def _contradictions(found: Interference) -> Iterator[str]:
     names = set(found.names)
     if len(names) != len(found.names) or len(names) < 2:
         yield f"names: should be two or more, all different, but are {found.names}"
+    if not found.kept:
+        yield "kept: names no method, so there is nothing to draw"
     for place, pair in enumerate(found.pairs):
         if not {pair.a, pair.b} <= names:
             yield f"pairs.{place}: compares {pair.a!r} and {pair.b!r}, not all among the names"

@@ -107,7 +107,7 @@ def write_tradeoff_report(tradeoff: Tradeoff, folder: Path) -> list[Path]:
 def draw_losses(tradeoff: Tradeoff) -> Figure:
     """One line for each functionality, a mark for each member."""
     names = list(tradeoff.instances)
-    figure = canvas(1.3 + 0.42 * len(names))
+    figure = canvas(1.3 + 0.42 * len(names) + _legend_room(len(tradeoff.members)))
     axes = figure.subplots()
     places = list(range(len(names)))
     values = []
@@ -150,7 +150,8 @@ def draw_kept(tradeoff: Tradeoff) -> Figure:
     children = tradeoff.of("child")
     shares = {child.name: kept_gains(tradeoff, child) for child in children}
     names = [name for name in tradeoff.instances if name in shares[children[0].name]]
-    figure = canvas(1.2 + 0.5 * len(names))
+    room = max(0.5, 0.1 * len(children))  # a bar must stay visible
+    figure = canvas(1.2 + room * len(names) + _legend_room(len(children)))
     axes = figure.subplots()
     height = 0.8 / len(children)
     for row, child in enumerate(children):
@@ -166,6 +167,11 @@ def draw_kept(tradeoff: Tradeoff) -> Figure:
     axes.grid(visible=False, axis="y")
     legend_below(figure, axes, columns=3)
     return figure
+
+
+def _legend_room(entries: int) -> float:
+    """Inches for what a legend of three columns has beyond two rows."""
+    return 0.22 * max(0, math.ceil(entries / 3) - 2)
 
 
 def caption_kept(tradeoff: Tradeoff) -> str:
