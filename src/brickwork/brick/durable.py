@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from brickwork.errors import BrickworkError
+
 
 def write_file(path: Path, content: bytes) -> None:
     """Write one file in place of an old one: a killed process leaves the old one or the new."""
@@ -16,6 +18,21 @@ def write_file(path: Path, content: bytes) -> None:
         sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def require_free(folder: Path, what: str, error: type[BrickworkError]) -> None:
+    """Refuse a place that is taken, also by an empty folder or a link to nothing.
+
+    Args:
+        folder: where something is to be written.
+        what: it, with its article, for the message.
+        error: the kind of error to raise.
+    """
+    if os.path.lexists(folder):
+        raise error(
+            f"{what} was to be written to {str(folder)!r}, which is there already; name a folder "
+            "that is not, or remove it first."
+        )
 
 
 def sync_folder(folder: Path) -> None:

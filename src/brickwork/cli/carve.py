@@ -114,8 +114,8 @@ def _require_use(options: Mapping[str, Any]) -> None:
 
 def _require_sense(options: Mapping[str, Any]) -> None:
     """Refuse what contradicts itself before anything is loaded."""
-    from brickwork.errors import ConfigurationError
-    from brickwork.model.export import require_free
+    from brickwork.brick.durable import require_free
+    from brickwork.errors import ConfigurationError, ModelError
     from brickwork.report.extra import require_report
 
     if options["dry_run"]:
@@ -150,7 +150,7 @@ def _require_sense(options: Mapping[str, Any]) -> None:
         )
     places = [options[name] for name in ("out", "brick") if options[name] is not None]
     for folder in places:
-        require_free(folder)
+        require_free(folder, "a model", ModelError)
     if len(places) > 1 and places[0].resolve().is_relative_to(places[1].resolve()):
         raise ConfigurationError(
             f"the checkpoint was to be written to {str(options['out'])!r}, and the brick to "

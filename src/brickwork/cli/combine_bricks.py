@@ -1,6 +1,5 @@
 """``brickwork combine`` on a recipe for bricks."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +26,14 @@ def combine_bricks(
         as_json: whether to print JSON.
         options: those of the command.
     """
+    from brickwork.brick.durable import require_free
     from brickwork.brick.folder import write_brick
     from brickwork.cli.brick_inputs import BrickSource, name_of
     from brickwork.combine.brick_recipe import parse_brick_recipe, run_brick_recipe
     from brickwork.combine.bricks import require_alike
+    from brickwork.errors import BrickFormatError
 
-    _require_free(out)
+    require_free(out, "a brick", BrickFormatError)
     recipe = parse_brick_recipe(document, str(where))
     source = BrickSource(options["store"], options["model"])
     bricks = {use.brick: source.find(use.brick) for use in recipe.bricks}
@@ -51,16 +52,6 @@ def combine_bricks(
         write_brick(combined.brick, out)
         said |= combined.as_document() | judge(combined.brick)
     emit(said, as_json, lambda console: _render(console, said))
-
-
-def _require_free(out: Path) -> None:
-    from brickwork.errors import BrickFormatError
-
-    if os.path.lexists(out):
-        raise BrickFormatError(
-            f"a brick was to be written to {str(out)!r}, which is there already; name a folder "
-            "that is not, or remove it first."
-        )
 
 
 def _judge(

@@ -26,12 +26,13 @@ def combine_models(
         as_json: whether to print JSON.
         options: those of the command.
     """
+    from brickwork.brick.durable import require_free
     from brickwork.cli.combine_view import describe_plan, render
     from brickwork.combine.engine import write_merge
     from brickwork.combine.recipe import parse_recipe
-    from brickwork.combine.workshop import require_vacant
+    from brickwork.errors import MergeError
 
-    require_vacant(out)
+    require_free(out, "a model", MergeError)
     recipe = parse_recipe(document, str(where))
     if options["seed"] is not None:
         recipe = recipe.model_copy(update={"seed": options["seed"]})

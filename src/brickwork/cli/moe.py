@@ -110,10 +110,12 @@ def _written(
     loaded: "LoadedModel", groups: "Partition", plan: "MoePlan", out: Path, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Export, measure, train if asked for, and write; what was measured."""
+    from brickwork.brick.durable import require_free
     from brickwork.build.moe import export_moe
-    from brickwork.model.export import require_free, write_checkpoint
+    from brickwork.errors import ModelError
+    from brickwork.model.export import write_checkpoint
 
-    require_free(out)
+    require_free(out, "a model", ModelError)
     seed, target = options["seed"], plan.target.model_type
     training, held_out = _instances(loaded, options) if options["data"] else ([], [])
     routers = _routers(loaded, groups, options["router"])

@@ -53,11 +53,12 @@ def statistics(model: str, out: Path, as_json: bool, **options: Any) -> None:
       brickwork statistics reference --data reference --kind fisher --instances 5 -o fisher
       brickwork statistics ./my-model --data mine.jsonl --kind gram --tokens 100000 -o gram
     """  # fmt: skip
-    from brickwork.errors import ConfigurationError, UnknownNameError
+    from brickwork.brick.durable import require_free
+    from brickwork.errors import ConfigurationError, DataError, UnknownNameError
     from brickwork.measure.instances import content_hash, encode_instances
-    from brickwork.measure.merge_statistics import Measurement, collect_statistics, require_free
+    from brickwork.measure.merge_statistics import Measurement, collect_statistics
 
-    require_free(out)
+    require_free(out, "a folder of statistics", DataError)
     foreign = "labels" if options["kind"] == "gram" else "tokens"
     if idle := written_flags((foreign,)):
         raise ConfigurationError(

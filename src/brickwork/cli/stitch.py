@@ -72,8 +72,8 @@ def stitch(front: str, back: str, as_json: bool, **options: Any) -> None:
 
 def _require_sense(options: Mapping[str, Any]) -> None:
     """Refuse what contradicts itself or would be passed over, before anything is loaded."""
-    from brickwork.errors import ConfigurationError
-    from brickwork.model.export import require_free
+    from brickwork.brick.durable import require_free
+    from brickwork.errors import ConfigurationError, ModelError
     from brickwork.report.extra import require_report
 
     if options["opened"] and (idle := written_flags(_MAKING)):
@@ -99,7 +99,7 @@ def _require_sense(options: Mapping[str, Any]) -> None:
             "(--report), or ask for a --dry-run."
         )
     if options["out"] is not None:
-        require_free(options["out"])
+        require_free(options["out"], "a model", ModelError)
     if options["report"] is not None:
         require_report()
 

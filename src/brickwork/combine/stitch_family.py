@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from brickwork.brick.check import fingerprint_misfits
+from brickwork.brick.durable import require_free
 from brickwork.brick.files import json_bytes, read_json, read_tensors, tensor_bytes, write_folder
 from brickwork.brick.spec import explain
 from brickwork.combine.stitch_results import (
@@ -30,10 +31,9 @@ from brickwork.combine.stitching import (
     require_points,
     width_of,
 )
-from brickwork.errors import MergeError, listed
+from brickwork.errors import MergeError, ModelError, listed
 from brickwork.measure.perplexity import instance_losses
 from brickwork.model.cost import token_flops
-from brickwork.model.export import require_free
 from brickwork.model.load import LoadedModel
 from brickwork.model.parts import CausalModel
 from brickwork.model.stitched import StitchedModel
@@ -119,7 +119,7 @@ def write_stitched(family: StitchedFamily, stitching: Stitching, folder: Path) -
     Raises:
         ModelError: if something is there already.
     """
-    require_free(folder)
+    require_free(folder, "a family of stitched models", ModelError)
     tensors = {
         f"{stitch.point}.{name}": tensor
         for stitch in family.stitches

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
 
-from brickwork.brick.durable import sync_folder, write_file
+from brickwork.brick.durable import require_free, sync_folder, write_file
 from brickwork.errors import MergeError
 from brickwork.model.shard_layout import ShardLayout
 
@@ -69,7 +69,7 @@ class Workshop:
             sync_folder(inner)
         sync_folder(self.new)
         self.whole = True
-        require_vacant(folder)
+        require_free(folder, "a model", MergeError)
         self.new.rename(folder)
         sync_folder(folder.parent)
         shutil.rmtree(self.place, ignore_errors=True)
@@ -153,7 +153,7 @@ def open_workshop(folder: Path, key: str, layout: ShardLayout) -> Iterator[Works
     folder = folder.absolute()
     place = folder.parent / f".brickwork-merge-{folder.name}"
     try:
-        require_vacant(folder)
+        require_free(folder, "a model", MergeError)
         lock = _lock(place, folder)
         try:
             yield from _kept_if_of_use(place, folder, key, layout)
@@ -169,7 +169,7 @@ def open_workshop(folder: Path, key: str, layout: ShardLayout) -> Iterator[Works
 def _kept_if_of_use(place: Path, folder: Path, key: str, layout: ShardLayout) -> Iterator[Workshop]:
     workshop = None
     try:
-        require_vacant(folder)
+        require_free(folder, "a model", MergeError)
         workshop = Workshop(place, key, layout)
         yield workshop
     except KeyboardInterrupt:
@@ -181,19 +181,6 @@ def _kept_if_of_use(place: Path, folder: Path, key: str, layout: ShardLayout) ->
         if isinstance(error, MergeError) and not (workshop and workshop.whole):
             shutil.rmtree(place, ignore_errors=True)
         raise
-
-
-def require_vacant(folder: Path) -> None:
-    """Refuse a target that is taken, also by an empty folder.
-
-    Raises:
-        MergeError: if something is there.
-    """
-    if os.path.lexists(folder):
-        raise MergeError(
-            f"a model was to be written to {str(folder)!r}, which is there already; name a folder "
-            "that is not, or remove it first."
-        )
 
 
 def sync_file(path: Path) -> None:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from brickwork.brick.base import Fingerprint
-from brickwork.brick.durable import sync_folder
+from brickwork.brick.durable import require_free, sync_folder
 from brickwork.brick.files import json_bytes, read_json
 from brickwork.brick.spec import explain
 from brickwork.errors import BrickFormatError, DataError, MergeError, ModelError, listed
@@ -122,7 +122,7 @@ def collect_statistics(
     chosen = _within(sequences, measurement)
     if not chosen:
         raise DataError("statistics of 0 instances were asked for; give at least one.")
-    require_free(folder)
+    require_free(folder, "a folder of statistics", DataError)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(prefix=".brickwork-", dir=folder.parent))
@@ -134,25 +134,12 @@ def collect_statistics(
         spec = _spec(loaded, chosen, measurement, same, file_hash(new / TENSORS))
         (new / ABOUT).write_bytes(json_bytes(ABOUT, spec.model_dump(mode="json")))
         sync_folder(new)
-        require_free(folder)
+        require_free(folder, "a folder of statistics", DataError)
         new.rename(folder)
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     return spec
-
-
-def require_free(folder: Path) -> None:
-    """Refuse a place that is taken.
-
-    Raises:
-        DataError: if something is there.
-    """
-    if folder.exists() or folder.is_symlink():
-        raise DataError(
-            f"statistics were to be written to {str(folder)!r}, which is there already; name a "
-            "folder that is not, or remove it first."
-        )
 
 
 class Statistics:

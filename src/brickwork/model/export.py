@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from brickwork.brick.durable import sync_folder
+from brickwork.brick.durable import require_free, sync_folder
 from brickwork.brick.files import json_bytes
 from brickwork.errors import ModelError
 from brickwork.model.config import transformers_at
@@ -39,7 +39,7 @@ def write_checkpoint(
     Raises:
         ModelError: if something is there already, or cannot be written.
     """
-    require_free(folder)
+    require_free(folder, "a model", ModelError)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(prefix=".brickwork-", dir=folder.parent))
@@ -52,24 +52,11 @@ def write_checkpoint(
         if record is not None:
             (new / RECORD).write_bytes(json_bytes(RECORD, record))
         _make_durable(new)
-        require_free(folder)
+        require_free(folder, "a model", ModelError)
         new.rename(folder)
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
-
-
-def require_free(folder: Path) -> None:
-    """Refuse a place that is taken, also by an empty folder.
-
-    Raises:
-        ModelError: if something is there.
-    """
-    if os.path.lexists(folder):
-        raise ModelError(
-            f"a model was to be written to {str(folder)!r}, which is there already; name a folder "
-            "that is not, or remove it first."
-        )
 
 
 def _make_durable(folder: Path) -> None:
