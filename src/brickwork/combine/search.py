@@ -177,14 +177,6 @@ def _sampler(spec: SearchSpec, seed: int) -> "optuna.samplers.BaseSampler":
             )
         case "random":
             return samplers.RandomSampler(seed=seed)
-    if len(spec.objectives) > 1:
-        raise ConfigurationError(
-            f"cmaes searches for one objective, not for {len(spec.objectives)}; take nsga2, or "
-            "name one."
-        )
-    from brickwork.combine.search_cmaes import CarefulCmaEs  # noqa: PLC0415
-
-    return CarefulCmaEs(seed=seed, popsize=spec.population, warn_independent_sampling=False)
 
 
 def _done(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":

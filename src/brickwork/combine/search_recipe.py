@@ -9,7 +9,7 @@ from brickwork.brick.spec import Finite, explain
 from brickwork.combine.document import read_document
 from brickwork.errors import ConfigurationError
 
-Sampler = Literal["nsga2", "tpe", "cmaes", "random"]
+Sampler = Literal["nsga2", "tpe", "random"]
 
 
 class _Document(BaseModel):
