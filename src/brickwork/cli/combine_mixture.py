@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brickwork.cli.combine_models import adapters_of, fetch_model, judge_of, what_was_done
-from brickwork.cli.console import emit, progress
+from brickwork.cli.combine_models import adapters_of, carry_out, fetch_model
+from brickwork.cli.console import emit
 
 
 def combine_mixture(
@@ -21,8 +21,7 @@ def combine_mixture(
         options: those of the command.
     """
     from brickwork.brick.durable import require_free
-    from brickwork.cli.combine_view import describe_plan, render
-    from brickwork.combine.engine import write_merge
+    from brickwork.cli.combine_view import render
     from brickwork.combine.mixture import plan_mixture
     from brickwork.combine.mixture_recipe import parse_mixture
     from brickwork.errors import MergeError
@@ -33,19 +32,8 @@ def combine_mixture(
         recipe = recipe.model_copy(update={"seed": options["seed"]})
     dry_run = options["dry_run"]
     mixture = plan_mixture(recipe, fetch_model, read_prompts=not dry_run)
-    plan = mixture.plan
+    plan, base = mixture.plan, recipe.base_model
     extras = replace(mixture.extras, adapters=adapters_of(plan, options["store"]))
     said: dict[str, Any] = {"out": str(out), "family": mixture.target.model_type}
-    said |= describe_plan(plan, extras, options["workers"])
-    judge = judge_of(
-        plan, extras, out, base=recipe.base_model, method="mixture of experts", options=options
-    )
-    if not dry_run:
-        with progress("merge", said["bytes_to_write"]) as advance:
-            summary = write_merge(
-                plan, out, extras=extras, workers=options["workers"],
-                shard_bytes=options["shard_size"], advance=advance,
-            )  # fmt: skip
-        said |= what_was_done(summary, said["bytes_to_read"])
-        said |= judge()
+    said |= carry_out(plan, extras, out, base=base, method="mixture of experts", options=options)
     emit(said, as_json, lambda console: render(console, said, dry_run))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from brickwork.combine.engine import Extras, MergeSummary
     from brickwork.combine.plan import MergePlan, ModelRef
     from brickwork.combine.recipe import Recipe
+    from brickwork.combine.sources import Sources
     from brickwork.model.load import LoadedModel
 
 
@@ -27,8 +28,7 @@ def combine_models(
         options: those of the command.
     """
     from brickwork.brick.durable import require_free
-    from brickwork.cli.combine_view import describe_plan, render
-    from brickwork.combine.engine import write_merge
+    from brickwork.cli.combine_view import render
     from brickwork.combine.recipe import parse_recipe
     from brickwork.errors import MergeError
 
@@ -37,20 +37,38 @@ def combine_models(
     if options["seed"] is not None:
         recipe = recipe.model_copy(update={"seed": options["seed"]})
     plan, extras = _planned(recipe, document, options["store"])
-    said = {"out": str(out), **describe_plan(plan, extras, options["workers"])}
-    dry_run = options["dry_run"]
-    judge = judge_of(
-        plan, extras, out, base=recipe.base_model, method=recipe.merge_method, options=options
-    )
-    if not dry_run:
+    said = {"out": str(out)}
+    method, base = recipe.merge_method, recipe.base_model
+    said |= carry_out(plan, extras, out, base=base, method=method, options=options)
+    emit(said, as_json, lambda console: render(console, said, options["dry_run"]))
+
+
+def carry_out(
+    plan: "MergePlan",
+    extras: "Extras",
+    out: Path,
+    *,
+    base: "ModelRef | None",
+    method: str,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Describe the plan and, but for a dry run, write the merge and measure it."""
+    from brickwork.cli.combine_view import describe_plan
+    from brickwork.combine.engine import write_merge
+    from brickwork.combine.sources import Sources
+
+    sources = Sources(plan, extras)
+    said = describe_plan(plan, sources, options["workers"])
+    judge = _judge_of(plan, sources, out, base=base, method=method, options=options)
+    if not options["dry_run"]:
         with progress("merge", said["bytes_to_write"]) as advance:
             summary = write_merge(
-                plan, out, extras=extras, workers=options["workers"],
+                plan, out, extras=extras, sources=sources, workers=options["workers"],
                 shard_bytes=options["shard_size"], advance=advance,
             )  # fmt: skip
-        said |= what_was_done(summary, said["bytes_to_read"])
+        said |= _what_was_done(summary, said["bytes_to_read"])
         said |= judge()
-    emit(said, as_json, lambda console: render(console, said, dry_run))
+    return said
 
 
 def _planned(
@@ -141,7 +159,7 @@ def _last(text: str) -> str:
     return path.name if path.is_absolute() else text
 
 
-def what_was_done(summary: "MergeSummary", bytes_read: int) -> dict[str, Any]:
+def _what_was_done(summary: "MergeSummary", bytes_read: int) -> dict[str, Any]:
     """The summary in numbers for people."""
     moved = bytes_read + summary.bytes
     return {
@@ -153,9 +171,9 @@ def what_was_done(summary: "MergeSummary", bytes_read: int) -> dict[str, Any]:
     }
 
 
-def judge_of(
+def _judge_of(
     plan: "MergePlan",
-    extras: "Extras",
+    sources: "Sources",
     out: Path,
     *,
     base: "ModelRef | None",
@@ -167,11 +185,10 @@ def judge_of(
         return dict
     from brickwork.cli.combine_evaluate import Contender, judged, model_losses, read_evaluation
     from brickwork.combine.small_files import model_name
-    from brickwork.combine.sources import Sources
     from brickwork.model.load import load_model
 
     settings = {**options, "seed": plan.seed}
-    instances, adapters = read_evaluation(settings), Sources(plan, extras).adapters
+    instances, adapters = read_evaluation(settings), sources.adapters
 
     def contender(name: str, folder: Path, role: Any, ref: "ModelRef | None" = None) -> Contender:
         def losses() -> dict[str, float]:

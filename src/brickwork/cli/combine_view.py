@@ -6,19 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from brickwork.combine.engine import Extras
     from brickwork.combine.plan import MergePlan
+    from brickwork.combine.sources import Sources
 
 
-def describe_plan(plan: "MergePlan", extras: "Extras", workers: int | None) -> dict[str, Any]:
+def describe_plan(plan: "MergePlan", sources: "Sources", workers: int | None) -> dict[str, Any]:
     """The plan in numbers; of the models' weights only the headers are read."""
     from math import prod
 
     from brickwork.combine.memory import most_workers, peak_memory
     from brickwork.combine.small_files import model_name, plan_hash
-    from brickwork.combine.sources import Sources
 
-    sources = Sources(plan, extras)
     operands = {
         operand
         for tensor in plan.tensors

@@ -62,6 +62,7 @@ def write_merge(
     folder: Path,
     *,
     extras: Extras = _NO_EXTRAS,
+    sources: Sources | None = None,
     workers: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     advance: Callable[[int], None] = lambda _bytes: None,
@@ -74,6 +75,7 @@ def write_merge(
         plan: what to merge and how.
         folder: where; there must be nothing yet.
         extras: what the plan does not say.
+        sources: of this plan and these extras, if they are open already.
         workers: tensors at work at once; None: one for each core, if memory allows.
         shard_bytes: most bytes of tensors in a file.
         advance: told the bytes of output that have just been finished.
@@ -83,7 +85,7 @@ def write_merge(
             meanwhile, or a value is not finite or too large for its dtype.
     """
     started = time.perf_counter()
-    sources = Sources(plan, extras)
+    sources = Sources(plan, extras) if sources is None else sources
     shapes = [Shape(t.name, t.dtype, t.shape) for t in plan.tensors]
     sizes = {shape.name: shape.bytes for shape in shapes}
     layout = lay_out(shapes, shard_bytes)
