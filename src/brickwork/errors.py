@@ -68,6 +68,10 @@ class MergeError(BrickworkError):
     """Models, bricks or tensors that cannot be merged as asked."""
 
 
+class EditError(BrickworkError):
+    """Facts, edits or ledgers that do not fit each other, or that a model cannot be edited by."""
+
+
 class DataError(BrickworkError):
     """Instances or texts that are missing or not of the form asked for."""
 

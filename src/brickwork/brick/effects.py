@@ -102,7 +102,39 @@ class Route:
     level: Literal["token", "prompt"]
 
 
-Effect = Add | Scale | Shift | Prefix | Embed | Mask | Skip | Exit | Route
+@dataclass(frozen=True)
+class Patch:
+    """``y + weight * relu(y K^T + b) V`` on what a block hands on: added neurons."""
+
+    site: str
+    key: Float[Tensor, "neurons hidden"]
+    bias: Float[Tensor, " neurons"]
+    value: Float[Tensor, "neurons hidden"]
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """States that come near a key change what the block hands on; all others pass as they are.
+
+    The state that a block reads is compared, token by token, with every key by their Euclidean
+    distance, after the projection if there is one. Where the nearest key, of all the codebooks of
+    a row at the site, is no farther than its radius, its value takes the place of what the block
+    hands on (by the share ``weight``), or ``weight`` times the value is added to it.
+
+    Attributes:
+        projection: to the space of the keys; None: they are states themselves.
+        replaces: whether values take the place of states, or are added.
+    """
+
+    site: str
+    key: Float[Tensor, "entries width"]
+    value: Float[Tensor, "entries hidden"]
+    radius: Float[Tensor, " entries"]
+    projection: Float[Tensor, "width hidden"] | None
+    replaces: bool
+
+
+Effect = Add | Scale | Shift | Prefix | Embed | Mask | Skip | Exit | Route | Patch | Codebook
 
 
 @dataclass(frozen=True)
@@ -126,6 +158,8 @@ EFFECTS: Mapping[str, EffectRow] = {
     "skip": EffectRow("blocks left out, whole or in part", True, Skip),
     "exit": EffectRow("tokens that leave before the last block", False, Exit),
     "route": EffectRow("units chosen for each token or prompt", False, Route),
+    "patch": EffectRow("neurons added after a block", True, Patch),
+    "codebook": EffectRow("states changed where they come near a key", True, Codebook),
     "replace": EffectRow("weights or a module of the base exchanged", False, None),
     "insert": EffectRow("a block added between blocks", False, None),
 }

@@ -133,6 +133,36 @@ _ROWS = (
         "arXiv:2404.08763; GRIFFIN: Dong et al. 2024, arXiv:2404.01365",
         role=".mlp.down", check="brickwork.brick.selection:router_problems",
     ),
+    Form(
+        "patch", "neurons added after a block (T-Patcher)", "patch", ("block",),
+        ({"key": ("neurons", "hidden"), "bias": ("neurons",), "value": ("neurons", "hidden")},),
+        "brickwork.brick.memory:patch_effects", "brickwork.brick.vectors:NoOptions", "",
+        "Huang et al. 2023, arXiv:2301.09785",
+    ),
+    Form(
+        "codebook", "states near a key are replaced (GRACE)", "codebook", ("block",),
+        (
+            {
+                "key": ("entries", "hidden"), "value": ("entries", "hidden"),
+                "radius": ("entries",),
+            },
+        ),
+        "brickwork.brick.memory:codebook_effects", "brickwork.brick.vectors:NoOptions", "",
+        "Hartvigsen et al. 2023, arXiv:2211.11031",
+        check="brickwork.brick.memory:codebook_problems",
+    ),
+    Form(
+        "memory", "values added where a learned scope says so (SERAC)", "codebook", ("block",),
+        (
+            {
+                "projection": ("width", "hidden"), "key": ("entries", "width"),
+                "value": ("entries", "hidden"), "radius": ("entries",),
+            },
+        ),
+        "brickwork.brick.memory:memory_effects", "brickwork.brick.vectors:NoOptions", "",
+        "Mitchell et al. 2022, arXiv:2206.06520",
+        check="brickwork.brick.memory:codebook_problems",
+    ),
 )  # fmt: skip
 
 

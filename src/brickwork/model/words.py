@@ -17,12 +17,48 @@ def encode(loaded: LoadedModel, prompts: Sequence[str], *, raw: bool = False) ->
     Raises:
         ConfigurationError: if the base was loaded without a tokenizer.
     """
+    return token_ids(
+        loaded,
+        prompt_texts(loaded, prompts, raw=raw),
+        special=raw or not _tokenizer(loaded).chat_template,
+    )
+
+
+def prompt_texts(loaded: LoadedModel, prompts: Sequence[str], *, raw: bool = False) -> list[str]:
+    """Prompts as the model reads them: as instructions in its chat template, or raw.
+
+    Raises:
+        ConfigurationError: if the base was loaded without a tokenizer.
+    """
     tokenizer = _tokenizer(loaded)
     if raw or not tokenizer.chat_template or not prompts:
-        return token_ids(loaded, prompts, special=True)
+        return list(prompts)
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     texts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-    return token_ids(loaded, cast(list[str], texts))
+    return cast(list[str], texts)
+
+
+def located(
+    loaded: LoadedModel, text: str, *, special: bool = False
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """A text as token ids, and the characters of each: the first, and the one after the last.
+
+    Args:
+        loaded: the model and its tokenizer.
+        text: as it is, without a chat template put around it.
+        special: whether the tokenizer puts its special tokens around it; those have no characters.
+
+    Raises:
+        ConfigurationError: if there is no tokenizer, or one that cannot tell.
+    """
+    tokenizer = _tokenizer(loaded)
+    if not tokenizer.is_fast:
+        raise ConfigurationError(
+            f"{type(tokenizer).__name__} cannot say which characters its tokens stand for; load "
+            "the model with a fast tokenizer (a file tokenizer.json)."
+        )
+    found = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    return list(found["input_ids"]), [(start, stop) for start, stop in found["offset_mapping"]]
 
 
 def token_ids(
