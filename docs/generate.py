@@ -15,6 +15,8 @@ from brickwork.measure.partition import PARTITIONS
 from brickwork.measure.results import Analysis
 from brickwork.model.architecture import architectures
 from brickwork.route.routers import ROUTERS
+from brickwork.update.method import EditMethod
+from brickwork.update.methods import edit_methods
 
 REFERENCE = Path(__file__).parent / "reference"
 TABLES, SCHEMA = REFERENCE / "tables.md", REFERENCE / "analysis.md"
@@ -47,6 +49,10 @@ FAMILIES = (
 ABOUT_MERGES = (
     "A parameter marked with a star has a value for each model, any other one for all. Where no "
     "default stands in brackets, a recipe must give it."
+)
+ABOUT_EDITS = (
+    "An option is written as `--set name=value`; its default stands in brackets. A method that "
+    "edits 0 layers finds the places itself."
 )
 Rows = list[tuple[str, ...]]
 
@@ -87,6 +93,13 @@ def tables() -> str:
         (f"`{m.name}`", m.meaning, *_needs(m), "; ".join(map(_setting, m.parameters)), m.source)
         for m in methods().values()
     ]
+    edits = [
+        (
+            f"`{m.name}`", m.meaning, m.form, m.facts, str(m.layers), ", ".join(m.needs) or "-",
+            "; ".join(_options(m)) or "-", m.source,
+        )
+        for m in edit_methods().values()
+    ]  # fmt: skip
     families = [(f"`{name}`",) for name in sorted(architectures())]
     parts = (
         "# Tables\n\nWritten by `python docs/generate.py`; do not edit.",
@@ -105,11 +118,23 @@ def tables() -> str:
         "## Merge methods",
         ABOUT_MERGES,
         table(("method", "meaning", "base", "models", "parameters", "source"), merges),
+        "## Edit methods",
+        ABOUT_EDITS,
+        table(
+            ("method", "meaning", "form", "facts", "layers", "needs", "options", "source"), edits
+        ),
         "## Families",
         FAMILIES,
         table(("family",), families),
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _options(method: EditMethod) -> Iterator[str]:
+    """An edit method's options, each with its default and what it is."""
+    for name, field in method.options_type.model_fields.items():
+        about = " ".join((field.description or "").split())
+        yield f"`{name}` [{field.default}]: {about}"
 
 
 def _needs(method: Method) -> tuple[str, str]:

@@ -67,6 +67,8 @@ def _special_values(
     if slot == "owner":  # every group has a neuron, and some may be shared
         order = torch.arange(size[0]) % (lengths["groups"] + 1) - 1
         return order.roll(-1)[torch.randperm(size[0], generator=generator)].float()
+    if slot == "radius":  # about half of all states of normal numbers are nearer to a normal key
+        return (2 * lengths["hidden"]) ** 0.5 * 2 * torch.rand(size, generator=generator)
     if slot == "quantiles":
         return torch.rand(size, generator=generator).sort().values
     return None
@@ -77,7 +79,8 @@ def neutral_brick(
 ) -> Brick:
     """A brick that changes nothing; the form must be one of ``FORMS_WITH_NEUTRAL``.
 
-    A soft prompt or prefix always changes something: their neutral element is weight 0.
+    A soft prompt or prefix always changes something: their neutral element is weight 0. A
+    codebook whose values take the place of states is neutral where no state is exactly a key.
     """
     brick = random_brick(form, base, generator, **options)
     effect = find_form(brick.spec.form).effect
@@ -86,6 +89,8 @@ def neutral_brick(
         "scale": ("factor_out factor_in", 1.0),
         "shift": ("bias vector", 0.0),
         "skip": ("share", 0.0),
+        "patch": ("value", 0.0),
+        "codebook": ("radius" if brick.spec.form == "codebook" else "value", 0.0),
     }
     slots, value = still[effect]
     return Brick(

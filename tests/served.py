@@ -1,13 +1,18 @@
 """Tiny models of every family, ready to serve, with random bricks of every form at hand."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cache
 
 import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from brickwork.brick.brick import Brick
-from brickwork.brick.configuration import Configuration, Options, parse_uses
-from brickwork.brick.forms import find_form
+from brickwork.brick.configuration import BrickUse, Configuration, Options, parse_uses
+from brickwork.brick.effects import Add
+from brickwork.brick.forms import effects_of, find_form
 from brickwork.model.load import LoadedModel, wrap_model
 from brickwork.runtime.configured import ConfiguredModel
 from tests.bricks import FORMS, random_brick, sites_for
@@ -51,7 +56,52 @@ def mild_brick(form: str, family: str, seed: int) -> Brick:
         return brick
     middle = 1.0 if effect == "scale" else 0.0
     size = 0.01 if effect == "exit" else 0.1  # an untrained model is never surer than that
-    return Brick(brick.spec, {name: middle + size * t for name, t in brick.tensors.items()})
+    mild = Brick(brick.spec, {name: middle + size * t for name, t in brick.tensors.items()})
+    return with_radii_of_states(mild, family) if effect == "codebook" else mild
+
+
+def with_radii_of_states(brick: Brick, family: str) -> Brick:
+    """The codebook with such radii that half of the model's states come near enough to a key."""
+    tensors = dict(brick.tensors)
+    for path, slots in brick.by_site.items():
+        states = states_before(family, path).flatten(0, 1)
+        if "projection" in slots:
+            states = states @ slots["projection"].T
+        nearest = torch.cdist(states, slots["key"]).amin(1)
+        tensors[f"{path}/radius"] = nearest.quantile(0.5).expand_as(slots["radius"]).clone()
+    return Brick(brick.spec, tensors)
+
+
+@cache
+def states_before(family: str, path: str) -> Tensor:
+    """What a block of the bare model reads, for a few random prompts (rows tokens hidden)."""
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        kept.append(args[0] if args else kwargs["hidden_states"])
+
+    model = loaded(family).model
+    handle = model.get_submodule(path).register_forward_pre_hook(keep, with_kwargs=True)
+    with torch.no_grad():
+        model(torch.tensor(random_prompts([9] * 4, seed=9)))
+    handle.remove()
+    return kept[0]
+
+
+def merged_by_hand(family: str, uses: Sequence[BrickUse]) -> PreTrainedModel:
+    """A copy of the family's model with these LoRAs in its weights, added in float64."""
+    merged, total = deepcopy(loaded(family).model), dict[str, Tensor]()
+    for use in uses:
+        for effect in effects_of(bricks_of(family)[use.name]):
+            assert isinstance(effect, Add)
+            term = use.weight * effect.scaling * (effect.B.double() @ effect.A.double())
+            total[effect.site] = total.get(effect.site, torch.zeros(())) + term
+    for site, term in total.items():
+        module = merged.get_submodule(site)
+        assert isinstance(module, nn.Linear | Conv1D)
+        turned = term.T if isinstance(module, Conv1D) else term
+        module.weight.data = (module.weight.double() + turned).float()
+    return merged
 
 
 def moved_to(model: LoadedModel, brick: Brick) -> Brick:

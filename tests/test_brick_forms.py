@@ -12,10 +12,12 @@ from brickwork.brick.check import problems, require_fit, require_weight
 from brickwork.brick.effects import (
     EFFECTS,
     Add,
+    Codebook,
     Effect,
     Embed,
     Exit,
     Mask,
+    Patch,
     Prefix,
     Route,
     Scale,
@@ -85,6 +87,10 @@ def change_of(effect: Effect) -> float:
         return float((effect.factor - 1).abs().max())
     if isinstance(effect, Skip):
         return float(effect.share.abs())
+    if isinstance(effect, Patch):
+        return float(effect.value.abs().max())
+    if isinstance(effect, Codebook):  # where no state is exactly a key
+        return float(effect.radius.max() * effect.value.abs().max())
     assert isinstance(effect, Shift)
     return float(effect.vector.abs().max())
 
@@ -201,7 +207,7 @@ def test_two_packages_cannot_define_one_form(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_effect_of_the_union_has_a_row() -> None:
-    union = {Add, Scale, Shift, Prefix, Embed, Mask, Skip, Exit, Route}
+    union = {Add, Scale, Shift, Prefix, Embed, Mask, Skip, Exit, Route, Patch, Codebook}
     assert union == {row.primitive for row in EFFECTS.values()} - {None}
     assert union == set(effects.Effect.__args__)
 

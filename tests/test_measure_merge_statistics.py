@@ -1,5 +1,6 @@
 """Statistics for merges: equal to slow loops, under the checkpoint's names, refused where wrong."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,27 @@ def test_refuses_another_model_kind_or_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="0 instances"):
         collect_statistics(loaded, [], Measurement("gram"), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_statistics_of_some_sites_are_no_statistics_for_a_merge(tmp_path: Path) -> None:
+    loaded = wrap_model(tiny_model("llama"))
+    some = Measurement("gram", sites=("layers.0.attn.k", "layers.0.attn.q"))
+    spec = collect_statistics(loaded, instances(2), some, tmp_path / "s")
+    assert spec.same == {
+        "model.layers.0.self_attn.k_proj.weight": "model.layers.0.self_attn.q_proj.weight"
+    }
+    shapes = {name: tuple(p.shape) for name, p in loaded.model.named_parameters()}
+    with pytest.raises(MergeError, match=r"are of layers\.0\.attn\.k, .* \(2 sites\), and a merge"):
+        open_statistics(tmp_path / "s").require("llama", shapes)
+
+
+def test_statistics_from_before_there_were_sites_are_of_all(tmp_path: Path) -> None:
+    loaded = wrap_model(tiny_model("llama"))
+    collect_statistics(loaded, instances(2), Measurement("gram"), tmp_path / "s")
+    about = json.loads((tmp_path / "s" / ABOUT).read_text())
+    del about["sites"]
+    (tmp_path / "s" / ABOUT).write_text(json.dumps(about))
+    assert open_statistics(tmp_path / "s").spec.sites == ()
 
 
 def test_a_map_whose_padding_cannot_be_told_is_refused(tmp_path: Path) -> None:

@@ -157,6 +157,38 @@ class Products(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(2, 4, IN), (7, IN), (1, 1, IN), (IN,)])
+def test_without_a_number_of_rows_every_batch_gets_the_terms_of_the_one_row(
+    shape: tuple[int, ...],
+) -> None:
+    linear, terms = nn.Linear(IN, OUT), Terms(TERMS)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(6))
+    y = linear(x * terms.scale_in[0, 0]) * terms.scale_out[0, 0]
+    expected = y + x @ terms.A[0] @ terms.B[0] + terms.shift[0, 0]
+    work = RowWork(SharedShrink(terms.A[:1]), (0, RANK), terms.B[:1])
+    work.scale_in, work.scale_out = terms.scale_in[:1], terms.scale_out[:1]
+    work.shift = terms.shift[:1]
+    with attached(nn.ModuleDict({"it": linear}), None, {"it": work}):
+        close(linear(x), expected)
+
+
+@torch.no_grad()
+def test_maps_that_read_one_flattened_tensor_multiply_once() -> None:
+    toy, x = Toy(), random_input().flatten(0, 1)
+    work, _ = shared(toy)
+    for rows in (ROWS, None):
+        if rows is None:
+            A = work["q"].shrink.A[:1]
+            common = SharedShrink(A, modules=2)
+            for terms in work.values():
+                terms.shrink, terms.B = common, terms.B[:1]
+        with attached(toy, rows, work), Products() as products:
+            toy.q(x)
+            toy.k(x)
+        assert products.count == 1
+
+
 def shared(toy: Toy) -> tuple[dict[str, RowWork], Callable[[Tensor], Tensor]]:
     """Work of ``q`` and ``k`` that share their first half, and the same by hand."""
     draw = torch.Generator().manual_seed(5)

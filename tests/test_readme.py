@@ -1,9 +1,10 @@
 """Every block of the README and of the guide runs, in order, one folder for each file.
 
 A command block (``console`` or ``sh``) may call ``brickwork``; ``make`` lines are left out, as
-they are what runs the tests. A ``yaml`` block is the file that its first line names. Output that is
-shown as a JSON object must have the keys of the real one. A block that cannot run says why:
-```` ```sh no-run: needs a network ````.
+they are what runs the tests. A ``yaml`` block is the file that its first line names; JSON has no
+comments, so a ``json`` block is the file named behind the word: ```` ```json facts.jsonl ````.
+Output that is shown as a JSON object must have the keys of the real one. A block that cannot run
+says why: ```` ```sh no-run: needs a network ````.
 """
 
 import json
@@ -25,6 +26,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 COMMANDS = ("console", "sh")
+JSON_FILE = re.compile(r"[\w-]+\.jsonl?")
 SECONDS = 300
 
 
@@ -47,7 +49,7 @@ class Call:
 
 
 def blocks(text: str) -> list[Block]:
-    """The blocks that this file is about: commands, Python, and files in YAML."""
+    """The blocks that this file is about: commands, Python, and files in YAML or JSON."""
     return [
         Block(
             line=text.count("\n", 0, match.start()) + 1,
@@ -57,6 +59,7 @@ def blocks(text: str) -> list[Block]:
         )
         for match in FENCE.finditer(text)
         if match["language"] in (*COMMANDS, "python", "yaml")
+        or (match["language"] == "json" and JSON_FILE.fullmatch(match["info"].strip()))
     ]
 
 
@@ -88,7 +91,9 @@ def keys_shown(text: str) -> set[str] | None:
 
 
 def file_named(block: Block, where: str) -> str:
-    """The file that a block of YAML is the content of, as its first line says."""
+    """The file that a block is the content of: of YAML as its first line says."""
+    if block.language == "json":
+        return block.info
     match = re.match(r"# ([\w-]+\.yaml)\n", block.body)
     assert match, f"{where}: a block of YAML begins with a comment that names its file: # x.yaml"
     return match[1]
@@ -123,7 +128,7 @@ def run_document(text: str, folder: Path, name: str) -> int:
         where = f"{name}:{block.line}"
         if block.language == "python":
             exec(compile(block.body, where, "exec"), names)  # noqa: S102
-        elif block.language == "yaml":
+        elif block.language in ("yaml", "json"):
             (folder / file_named(block, where)).write_text(block.body, encoding="utf-8")
         else:
             for call in calls(block):
@@ -193,12 +198,21 @@ brickwork nonsense
 a: 1
 ```
 
+```json made.jsonl
+{"a": 1}
+```
+
+```json
+{"shown": "and no file"}
+```
+
 ```console
 $ brickwork --version
 brickwork, version 0.0.0
 ```
 """
-    assert run_document(text, elsewhere, "here") == 5
+    assert run_document(text, elsewhere, "here") == 6
+    assert (elsewhere / "made.jsonl").read_text("utf-8") == '{"a": 1}\n'
     assert (elsewhere / "made.txt").exists()
     assert (elsewhere / "made.yaml").read_text("utf-8") == "# made.yaml\na: 1\n"
 

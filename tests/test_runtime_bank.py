@@ -192,6 +192,22 @@ def test_a_router_counts_as_what_it_takes() -> None:
     assert resident.bytes == sum(tensor.nbytes for tensor in held)
 
 
+@pytest.mark.parametrize("form", ["patch", "codebook", "memory"])
+def test_what_chooses_by_states_is_kept_exact_and_counts_so(form: str) -> None:
+    brick = bricks_of("llama")[f"{form}-1"]
+    resident = Bank(torch.zeros(0, dtype=torch.bfloat16), lambda path: path).load(brick)
+    held = [
+        value
+        for effect in (*resident.patches, *resident.codebooks)
+        for value in vars(effect).values()
+        if isinstance(value, Tensor)
+    ]
+    assert sorted(t.sum().item() for t in held) == sorted(
+        t.sum().item() for t in brick.tensors.values()
+    )
+    assert resident.bytes == sum(tensor.nbytes for tensor in held)
+
+
 def test_a_hash_that_is_not_loaded_is_refused() -> None:
     for ask in (new_bank().pin, new_bank().unload, new_bank().resident):
         with pytest.raises(UnknownNameError, match="no loaded brick is called 'abc'"):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from brickwork.brick.configuration import Configuration, parse_uses
 from brickwork.brick.effects import Add
@@ -17,7 +16,14 @@ from brickwork.brick.folder import read_peft
 from brickwork.brick.forms import effects_of
 from brickwork.runtime.configured import ConfiguredModel
 from tests.bricks import random_brick
-from tests.served import bricks_of, configured, loaded, random_prompts, using
+from tests.served import (
+    bricks_of,
+    configured,
+    loaded,
+    merged_by_hand,
+    random_prompts,
+    using,
+)
 from tests.test_brick_peft import PLAIN_KINDS, SPECIAL_KINDS, load_by_peft, save_adapter
 from tests.tiny import FAMILIES
 
@@ -87,18 +93,8 @@ def test_a_shift_equals_a_hook_made_by_hand(family: str, form: str) -> None:
 
 @every_family
 def test_weighted_loras_equal_weights_merged_by_hand_in_float64(family: str) -> None:
-    uses, merged = parse_uses("lora-1:0.5,lora-2:-1.5,lora-1"), deepcopy(loaded(family).model)
-    total: dict[str, Tensor] = {}
-    for use in uses:
-        for effect in effects_of(bricks_of(family)[use.name]):
-            assert isinstance(effect, Add)
-            term = use.weight * effect.scaling * (effect.B.double() @ effect.A.double())
-            total[effect.site] = total.get(effect.site, 0) + term
-    for site, term in total.items():
-        module = merged.get_submodule(site)
-        assert isinstance(module, nn.Linear | Conv1D)
-        turned = term.T if isinstance(module, Conv1D) else term
-        module.weight.data = (module.weight.double() + turned).float()
+    uses = parse_uses("lora-1:0.5,lora-2:-1.5,lora-1")
+    merged = merged_by_hand(family, uses)
     rows = [Configuration(bricks=uses), using("lora-2")]
     found = configured(family).logits(PROMPTS[:2], rows)[0]
     close(found, by_hand(merged, PROMPTS[0]))

@@ -79,6 +79,15 @@ def test_operations_of_the_other_forms() -> None:
         assert flops_per_token(brick, loaded("llama")) == sum(
             t.numel() for t in brick.tensors.values()
         )
+    memories = {name: bricks_of("llama")[name] for name in ("patch-1", "codebook-1", "memory-1")}
+    by_hand = dict.fromkeys(memories, 0)
+    for name, slots in ((n, s) for n, b in memories.items() for s in b.by_site.values()):
+        if name == "patch-1":  # a product and a sum count as two
+            by_hand[name] += 2 * len(slots["bias"]) * (32 + 32)
+        else:  # a difference, a square and a sum for each number of a key, and the value's sum
+            entries, width = slots["key"].shape
+            by_hand[name] += 3 * entries * width + 32 + 2 * width * 32 * (name == "memory-1")
+    assert {n: flops_per_token(b, loaded("llama")) for n, b in memories.items()} == by_hand
     assert flops_per_token(bricks_of("llama")["prompt-1"], loaded("llama")) == 0
     prefix = bricks_of("llama")["prefix-1"]
     tokens = next(iter(prefix.tensors.values())).shape[1]

@@ -170,6 +170,31 @@ def test_half_a_skip_is_half_the_work() -> None:
         close(found, bare(base))
 
 
+def test_a_block_that_is_left_out_is_computed_where_another_brick_reads_what_it_says() -> None:
+    base, draw = loaded("llama"), torch.Generator().manual_seed(3)
+    weights = torch.randn(2, 32, generator=draw)
+    slots = {"key": weights[:1], "bias": torch.zeros(1), "value": weights[1:]}
+    model = serving(
+        base,
+        skip=brick(base, "skip", {"layers.1": {"share": torch.ones(1)}}),
+        patch=brick(base, "patch", {"layers.1": slots}),
+        far=brick(base, "codebook", {"layers.1": slots_far_from_all(32)}),
+    )
+    found = model.logits([PROMPT] * 2, [using("skip,patch"), using("skip,far")])
+    for logits, strength in zip(found, (1, 0), strict=True):
+
+        def tap(before: Tensor, after: Tensor, *, strength: int = strength) -> Tensor:
+            return before + strength * (after @ weights[0]).relu().unsqueeze(-1) * weights[1]
+
+        with tapped(base.model, blocks={1: tap}):
+            close(logits, bare(base))
+
+
+def slots_far_from_all(hidden: int) -> dict[str, Tensor]:
+    key = torch.full((1, hidden), 1e4)
+    return {"key": key, "value": key, "radius": torch.ones(1)}
+
+
 def test_two_bricks_that_skip_a_block_skip_it_once() -> None:
     base = loaded("llama")
     one, other = (

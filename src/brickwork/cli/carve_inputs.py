@@ -23,7 +23,7 @@ def read_aim(model: str, loaded: "LoadedModel", options: Mapping[str, Any]) -> "
     how = {name: options[name] for name in ("evaluation", "seed", "longest")}
     if options["like"]:
         others = read_labelled(data, options) if data else []
-        return aim_like(loaded, _examples(options["like"]), others, **how)
+        return aim_like(loaded, read_examples(options["like"]), others, **how)
     if data is None:
         raise ConfigurationError(
             f"{options['function']!r} is to be kept, but there are no labelled instances that show "
@@ -32,7 +32,8 @@ def read_aim(model: str, loaded: "LoadedModel", options: Mapping[str, Any]) -> "
     return aim_at(loaded, read_labelled(data, options), options["function"], **how)
 
 
-def _examples(path: Path) -> "list[Instance]":
+def read_examples(path: Path) -> "list[Instance]":
+    """Prompts with responses that show what is meant; they need no functionality."""
     from brickwork.measure.instances import instance_of
     from brickwork.measure.records import read_records
 

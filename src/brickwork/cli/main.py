@@ -72,6 +72,13 @@ COMMANDS = (
     LateCommand(
         "statistics", "brickwork.cli.statistics:statistics", "Measure what merges weigh by."
     ),
+    LateCommand("locate", "brickwork.cli.locate:locate", "Where a model recalls facts."),
+    LateCommand("edit", "brickwork.cli.edit:edit", "Teach a model facts, each to be taken back."),
+    LateCommand("ledger", "brickwork.cli.ledger:ledger", "Edits: see, switch, take back, bake."),
+    LateCommand(
+        "evaluate", "brickwork.cli.evaluate:evaluate", "Measure what was made, before and after."
+    ),
+    LateCommand("unlearn", "brickwork.cli.unlearn:unlearn", "Take a behaviour away by examples."),
     LateCommand("store", "brickwork.cli.store:store", "Keep bricks: add, list, show, verify."),
     LateCommand(
         "reference", "brickwork.cli.reference:reference", "The embedded model and its bricks."

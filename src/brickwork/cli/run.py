@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     "--config", "config_path", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     default=None, help="A configuration in YAML or JSON instead of --bricks.",
 )  # fmt: skip
+@click.option(
+    "--edits", "ledger", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=None, help="Ledger of edits; those that are applied act, beside the bricks.",
+)  # fmt: skip
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer (default 64).")
 @click.option("--temperature", type=float, default=None, help="0 takes the likeliest token.")
 @click.option("--top-p", type=float, default=None, help="Sample from this share of probability.")
@@ -60,6 +64,7 @@ def run(instruction: str, as_json: bool, **options: Any) -> None:
       brickwork run "Translate to English: Il fait froid."
       brickwork run "What is 12 + 17?" --bricks addition --explain
       brickwork run "..." --model ./my-model --store ./my-store --auto
+      brickwork run "The capital of France is" --raw --edits ./my-ledger
       brickwork run "..." --skip-layers 5 --exit-layers 3-6 --confidence 0.8 --explain
     """
     from brickwork.brick.configuration import Configuration, read_configuration
@@ -132,6 +137,7 @@ def _answer(
     if not fixed and options["bricks"] is None:
         asked, reasons, document["bricks"] = _selected(text, asked, loaded, store, options)
     asked = _with_layers(asked, model, options)
+    asked, reasons = _with_edits(asked, model, reasons, options["ledger"])
     plan = model.plan([asked], [reasons])
     document["plan"] = plan.as_document()
     if not options["dry_run"]:
@@ -157,6 +163,26 @@ def _with_layers(
         model.add(brick)
     uses = (*asked.bricks, *(BrickUse(name=brick.spec.name) for brick in bricks))
     return asked.model_copy(update={"bricks": uses})
+
+
+def _with_edits(
+    asked: "Configuration",
+    model: "ConfiguredModel",
+    reasons: dict[str, str],
+    folder: Path | None,
+) -> tuple["Configuration", dict[str, str]]:
+    """The configuration with the edits of a ledger that are applied, and why each is there."""
+    if folder is None:
+        return asked, reasons
+    from brickwork.brick.configuration import BrickUse
+    from brickwork.update.ledger import Ledger
+
+    edits = Ledger.open(folder, model.loaded.base.fingerprint).active()
+    for edit in edits:
+        model.add(edit.brick, edit.id)
+    uses = (*asked.bricks, *(BrickUse(name=edit.id) for edit in edits))
+    told = {edit.id: f"an edit (facts: {len(edit.record.facts)})" for edit in edits}
+    return asked.model_copy(update={"bricks": uses}), reasons | told
 
 
 def _selected(

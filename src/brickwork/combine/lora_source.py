@@ -129,7 +129,7 @@ def open_adapter(
         a, b = slots["A"].to(torch.float32), slots["B"].to(torch.float32)
         turned = not isinstance(outline.get_submodule(site), nn.Linear)  # else it is a Conv1D
         update = LowRank(a, b, options.scaling(site, a.shape[0]), turned)
-        name = _stored_name(f"{site}.weight", f"{outline.base_model_prefix}.", shapes)
+        name = stored_name(f"{site}.weight", f"{outline.base_model_prefix}.", shapes)
         product = (len(update.left), update.right.shape[1])
         if name is None or shapes[name] != product:
             found = "no such tensor of its own" if name is None else f"{list(shapes[name])}"
@@ -178,7 +178,7 @@ def _without_weights(config: PreTrainedConfig) -> Fingerprint:
     return Fingerprint(architecture=config.model_type, shapes="", weights="")
 
 
-def _stored_name(name: str, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def stored_name(name: str, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """What the checkpoint calls a parameter: some leave out the prefix of the whole model."""
     spellings = (name, name.removeprefix(prefix))
     return next((spelling for spelling in spellings if spelling in shapes), None)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brickwork.errors import ModelError
+from brickwork.errors import ModelError, UnknownNameError
 from brickwork.measure.perplexity import TOKENS_PER_BATCH, only_logits_of, token_mask
 from brickwork.model.parts import CausalModel
 from brickwork.model.sockets import sites_of
@@ -47,6 +47,29 @@ def linear_weights(model: CausalModel) -> dict[str, int]:
     }
 
 
+def chosen_weights(model: CausalModel, sites: Sequence[str]) -> dict[str, int]:
+    """The linear weights at some sites with their number of inputs; of all, if none is named.
+
+    Args:
+        model: any; an outline will do.
+        sites: addresses, such as ``layers.3.mlp.down``, or module paths.
+
+    Raises:
+        UnknownNameError: if a site is no linear map that has a Gram matrix.
+    """
+    weights = linear_weights(model)
+    if not sites:
+        return weights
+    paths = {name.removesuffix(".weight") for name in weights}
+    addresses = {site.address: site.path for site in sites_of(model).values() if site.path in paths}
+    chosen = set()
+    for site in sites:
+        if site not in addresses and site not in paths:
+            raise UnknownNameError("site with a Gram matrix", site, addresses)
+        chosen.add(f"{addresses.get(site, site)}.weight")
+    return {name: size for name, size in weights.items() if name in chosen}
+
+
 def transposed_weights(model: CausalModel) -> list[str]:
     """Those of ``linear_weights`` that are inputs by outputs, as GPT-2 has them."""
     return [
@@ -57,9 +80,14 @@ def transposed_weights(model: CausalModel) -> list[str]:
 
 
 @torch.inference_mode()
-def find_readers(model: CausalModel) -> Readers:
-    """Which linear maps read the same tensor, found by running the model on one token."""
-    sizes, same, last = linear_weights(model), {}, _Last()
+def find_readers(model: CausalModel, sites: Sequence[str] = ()) -> Readers:
+    """Which linear maps read the same tensor, found by running the model on one token.
+
+    Args:
+        model: it is left as it is.
+        sites: only these; see ``chosen_weights``.
+    """
+    sizes, same, last = chosen_weights(model, sites), {}, _Last()
 
     def look(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:

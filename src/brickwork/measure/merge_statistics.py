@@ -26,7 +26,7 @@ from brickwork.brick.files import json_bytes, read_json
 from brickwork.brick.spec import explain
 from brickwork.errors import BrickFormatError, DataError, MergeError, ModelError, listed
 from brickwork.measure.fisher import add_fisher
-from brickwork.measure.grams import add_grams, find_readers, linear_weights, transposed_weights
+from brickwork.measure.grams import add_grams, chosen_weights, find_readers, transposed_weights
 from brickwork.measure.merge_sums import Sums, file_hash
 from brickwork.measure.results import Result
 from brickwork.model.load import LoadedModel
@@ -56,6 +56,7 @@ class Measurement:
         seed: decides what is drawn.
         data: a name for the data.
         data_sha256: what identifies it.
+        sites: for ``gram``: measure these linear maps alone, by their addresses; none: all.
     """
 
     kind: Kind
@@ -64,6 +65,7 @@ class Measurement:
     seed: int = 0
     data: str = ""
     data_sha256: str = ""
+    sites: tuple[str, ...] = ()
 
 
 class StatisticsSpec(Result):
@@ -86,13 +88,19 @@ class StatisticsSpec(Result):
     """Weights that have no matrix of their own, for they read what another reads."""
     sha256: str
     brickwork: str
+    sites: tuple[str, ...] = ()
+    """Addresses of the linear maps that were measured, if not all were."""
 
 
-def statistics_bytes(model: CausalModel, kind: Kind) -> int:
-    """The most that the tensors will take; an outline of a model will do."""
+def statistics_bytes(model: CausalModel, kind: Kind, sites: Sequence[str] = ()) -> int:
+    """The most that the tensors will take; an outline of a model will do.
+
+    Raises:
+        UnknownNameError: if a site is none that the kind ``gram`` measures.
+    """
     if kind == "fisher":
         return 4 * sum(p.numel() for p in model.parameters())
-    return 4 * sum(size**2 for size in linear_weights(model).values())
+    return 4 * sum(size**2 for size in chosen_weights(model, sites).values())
 
 
 def collect_statistics(
@@ -118,6 +126,7 @@ def collect_statistics(
     Raises:
         DataError: if there is no sequence, something is there already, or the disk is too small.
         ModelError: if the model cannot be measured so.
+        UnknownNameError: if a site is none that the kind measures.
     """
     chosen = _within(sequences, measurement)
     if not chosen:
@@ -178,6 +187,11 @@ class Statistics:
             MergeError: with everything that does not fit.
         """
         problems = []
+        if self.spec.sites:
+            problems.append(
+                f"they are of {', '.join(self.spec.sites[:3])} alone ({len(self.spec.sites)} "
+                "sites), and a merge weighs all linear maps"
+            )
         if architecture != self.spec.base.architecture:
             problems.append(f"they are of the architecture {self.spec.base.architecture!r}")
         for name, shape in shapes.items():
@@ -298,7 +312,7 @@ def _collect_grams(
     file: Path,
     advance: Advance,
 ) -> dict[str, str]:
-    model, readers = loaded.model, find_readers(loaded.model)
+    model, readers = loaded.model, find_readers(loaded.model, measurement.sites)
     named = {name: _saved_names(model, name) for name in (*readers.sizes, *readers.same)}
     own = {name: named[name][0] for name in readers.sizes}
     sums = Sums(file, {own[name]: (size, size) for name, size in readers.sizes.items()})
@@ -340,6 +354,7 @@ def _spec(
         same=same,
         sha256=sha256,
         brickwork=version("brickwork"),
+        sites=measurement.sites if measurement.kind == "gram" else (),
     )
 
 

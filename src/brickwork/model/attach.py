@@ -6,8 +6,11 @@ Inside ``attached(model, rows, work)`` the named modules compute, for row b of t
 
 with the row's own factors, low-rank terms and shifts. The terms refer to the base's own input and
 output, so the order of bricks does not matter. A block that a row skips by a share adds that much
-less of what it does. Nothing is wrapped, renamed or copied: a module's
-``forward`` is shadowed on the instance, and leaving the block takes the shadow away.
+less of what it does; neurons added after it read its own output, and a codebook, which reads its
+input, has the last word. Nothing is wrapped, renamed or copied: a module's ``forward`` is shadowed
+on the instance, and leaving the block takes the shadow away.
+
+Without a number of rows, all rows of any batch have the same terms: those of row 0.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from brickwork.errors import ConfigurationError
+from brickwork.model.memory_work import CodebookWork, PatchWork, answered
 
 
 @dataclass
@@ -43,12 +47,18 @@ class SharedShrink:
     _product: Tensor | None = field(default=None, init=False, repr=False)
     _taken: set[int] = field(default_factory=set, init=False, repr=False)
 
-    def __call__(self, x: Float[Tensor, "rows tokens in"], first: int, last: int) -> Tensor:
-        """Columns ``first`` to ``last`` of ``x A`` for all modules of the group."""
+    def __call__(
+        self, source: Tensor, x: Float[Tensor, "rows tokens in"], columns: tuple[int, int]
+    ) -> Float[Tensor, "rows tokens rank"]:
+        """These columns, first to last, of ``x A`` for all modules of the group.
+
+        ``source`` is the tensor that they all read, and ``x`` the same with its rows apart.
+        """
+        first, last = columns
         product = self._product
-        if product is None or self._source is not x or first in self._taken:
+        if product is None or self._source is not source or first in self._taken:
             product = torch.bmm(x, self.A)
-            self._source, self._product, self._taken = x, product, set()
+            self._source, self._product, self._taken = source, product, set()
         self._taken.add(first)
         if len(self._taken) >= self.modules:
             self._source = self._product = None
@@ -66,15 +76,18 @@ class RowWork:
     scale_out: Float[Tensor, "rows 1 out"] | None = None
     shift: Float[Tensor, "rows 1 out"] | None = None
     skip: Float[Tensor, "rows 1 1"] | None = None
+    patch: PatchWork | None = None
+    codebooks: tuple[CodebookWork, ...] = ()
     bypass: bool = False  # no row needs the block, and its cache may stay empty
 
 
 @contextmanager
-def attached(model: nn.Module, rows: int, work: Mapping[str, RowWork]) -> Iterator[None]:
+def attached(model: nn.Module, rows: int | None, work: Mapping[str, RowWork]) -> Iterator[None]:
     """Let the modules named in ``work`` serve ``rows`` rows, each with its own terms.
 
     The model as a whole is taken, too, even where ``work`` is empty: it serves one batch at a
-    time, and inside the block it refuses a batch of another number of rows.
+    time, and inside the block it refuses a batch of another number of rows. Where ``rows`` is
+    None, it takes any batch, whose rows all have the terms of the one row of ``work``.
 
     Raises:
         ConfigurationError: if the model or a module is already serving another batch.
@@ -92,7 +105,9 @@ def attached(model: nn.Module, rows: int, work: Mapping[str, RowWork]) -> Iterat
 
     try:
         whole = _whole(model)
-        shadow(whole, "the model", _counting(whole.forward, rows))
+        shadow(
+            whole, "the model", whole.forward if rows is None else _counting(whole.forward, rows)
+        )
         for path, terms in work.items():
             module = model.get_submodule(path)
             shadow(module, path, _serve(module.forward, rows, terms, path))
@@ -125,7 +140,9 @@ def _counting(base: Callable[..., Any], rows: int) -> Callable[..., Any]:
     return forward
 
 
-def _serve(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> Callable[..., Any]:
+def _serve(
+    base: Callable[..., Any], rows: int | None, work: RowWork, path: str
+) -> Callable[..., Any]:
     """The module's ``forward`` for one batch: its own, and the rows' terms."""
     if work.scale_in is None and work.scale_out is None:
         if work.shrink is None:
@@ -140,7 +157,7 @@ def _serve(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> Cal
         if work.scale_out is not None:
             y_rows = y_rows * work.scale_out
         if work.shrink is not None and work.B is not None:
-            y_rows = y_rows.baddbmm(work.shrink(x_rows, *work.columns), work.B)
+            y_rows = y_rows.baddbmm(work.shrink(x, x_rows, work.columns), work.B)
         if work.shift is not None:
             y_rows = y_rows + work.shift
         return y_rows.view_as(y)
@@ -148,16 +165,17 @@ def _serve(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> Cal
     return forward
 
 
-def _adding(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> Callable[..., Any]:
+def _adding(
+    base: Callable[..., Any], rows: int | None, work: RowWork, path: str
+) -> Callable[..., Any]:
     """Low-rank terms alone: the common case, kept to three kernels."""
     shrink, B = work.shrink, work.B
     assert shrink is not None
     assert B is not None
-    first, last = work.columns
 
     def forward(x: Tensor) -> Tensor:
         y: Tensor = base(x)
-        h = shrink(_by_row(x, rows, path), first, last)
+        h = shrink(x, _by_row(x, rows, path), work.columns)
         y_rows = _by_row(y, rows, path)
         # In place only where no one needs the old value: autograd may.
         added = y_rows.baddbmm(h, B) if torch.is_grad_enabled() else y_rows.baddbmm_(h, B)
@@ -166,15 +184,25 @@ def _adding(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> Ca
     return forward
 
 
-def _shifting(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> Callable[..., Any]:
-    """A shift and a skip, which is all that a block or a norm can have."""
+def _shifting(
+    base: Callable[..., Any], rows: int | None, work: RowWork, path: str
+) -> Callable[..., Any]:
+    """All that a block or a norm can have: what is not a linear map's alone."""
 
-    def changed(y: Tensor, before: Tensor) -> Tensor:
+    def changed(own: Tensor, before: Tensor) -> Tensor:
+        y = own
         if work.skip is not None:
             y = (1 - work.skip) * y + work.skip * before  # to the bit where the share is 0 or 1
+        if work.shift is None and work.patch is None and not work.codebooks:
+            return y
+        y_rows = _by_row(y, rows, path)
         if work.shift is not None:
-            y = (_by_row(y, rows, path) + work.shift).view_as(y)
-        return y
+            y_rows = y_rows + work.shift
+        if work.patch is not None:
+            y_rows = y_rows + work.patch(_by_row(own, rows, path))
+        if work.codebooks:
+            y_rows = answered(work.codebooks, y_rows, _by_row(before, rows, path))
+        return y_rows.view_as(y)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         before: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -188,8 +216,10 @@ def _shifting(base: Callable[..., Any], rows: int, work: RowWork, path: str) -> 
     return forward
 
 
-def _by_row(x: Tensor, rows: int, path: str) -> Float[Tensor, "rows tokens axis"]:
-    """``x`` with its rows apart."""
+def _by_row(x: Tensor, rows: int | None, path: str) -> Float[Tensor, "rows tokens axis"]:
+    """``x`` with its rows apart, or in one if all have the same terms."""
+    if rows is None:
+        return x.reshape(1, -1, x.shape[-1])
     if x.dim() == 3 and x.shape[0] == rows:
         return x
     # OPT flattens rows and tokens into one axis; norms of queries see one more, the heads.

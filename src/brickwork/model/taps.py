@@ -105,7 +105,7 @@ def output_norms(model: CausalModel, layer: int) -> Float[Tensor, " neurons"]:
     That is the length of its output column. Where a norm follows (Gemma 2 and 3, OLMo 2), the
     column goes through its gains; the norm's scale, one number for each token, is left out.
     """
-    ffn, gains = ffn_of(model, layer), _gains(model, "norms.mlp_out", layer)
+    ffn, gains = ffn_of(model, layer), norm_gains(model, "norms.mlp_out", layer)
     parts = [ffn] if isinstance(ffn, FFN) else ffn.experts
     return torch.cat([(part.down.detach().float() * gains).norm(dim=0) for part in parts])
 
@@ -119,14 +119,14 @@ def head_factors(model: CausalModel, layer: int) -> Float[Tensor, "heads head_di
     part, width = part_of(model, "attn.o", layer), heads_of(model.config, layer).head_dim
     weight = model.get_parameter(part.weight).detach().float()
     columns = weight if part.out_axis == 0 else weight.T  # hidden heads*head_dim
-    columns = columns * _gains(model, "norms.attn_out", layer)
+    columns = columns * norm_gains(model, "norms.attn_out", layer)
     by_head = columns.unflatten(1, (-1, width)).permute(1, 0, 2)
     factors: Tensor = torch.linalg.qr(by_head, mode="r").R
     return factors
 
 
 @torch.no_grad()
-def _gains(model: CausalModel, role: str, layer: int) -> Float[Tensor, "hidden 1"]:
+def norm_gains(model: CausalModel, role: str, layer: int) -> Float[Tensor, "hidden 1"]:
     """What a norm multiplies each channel by, whatever its parameters mean; 1 without a norm."""
     weight = next(model.parameters())
     hidden = model.config.get_text_config().hidden_size

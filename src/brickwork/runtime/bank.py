@@ -17,10 +17,12 @@ from torch import Tensor
 from brickwork.brick.brick import Brick
 from brickwork.brick.effects import (
     Add,
+    Codebook,
     Effect,
     Embed,
     Exit,
     Mask,
+    Patch,
     Prefix,
     Route,
     Scale,
@@ -49,6 +51,8 @@ class Resident:
     skips: list[Skip] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
     routes: list[Route] = field(default_factory=list)
+    patches: list[Patch] = field(default_factory=list)
+    codebooks: list[Codebook] = field(default_factory=list)
 
     @property
     def prefix_tokens(self) -> int:
@@ -82,6 +86,7 @@ class Bank:
         pages: int = 64,
     ) -> None:
         self._like, self._budget, self._first_pages = like, budget, pages
+        self._exact = torch.promote_types(like.dtype, torch.float32)  # of what chooses by states
         self.input_of = input_of
         self.A: dict[str, Pages] = {}
         self.B: dict[str, Pages] = {}
@@ -94,6 +99,11 @@ class Bank:
 
     def __contains__(self, hash: str) -> bool:
         return hash in self._residents
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's."""
+        return self._like.dtype
 
     @property
     def bytes(self) -> int:
@@ -181,6 +191,7 @@ class Bank:
     def _width(self, brick: Brick, tensor: Tensor) -> int:
         """Bytes of one number; what chooses is not rounded to the base's dtype."""
         chooses = {"mask": tensor.element_size(), "exit": tensor.element_size(), "route": 4}
+        chooses |= dict.fromkeys(("patch", "codebook"), self._exact.itemsize)
         return chooses.get(find_form(brick.spec.form).effect, self._like.element_size())
 
     def _put(self, resident: Resident, effect: Effect) -> None:
@@ -204,6 +215,8 @@ class Bank:
                 resident.prefixes[site] = Prefix(site, key.to(self._like), value.to(self._like))
             case Embed(_, vectors):
                 resident.vectors.append(vectors.to(self._like))
+            case Patch() | Codebook():
+                self._put_memory(resident, effect)
             case _:
                 self._put_selection(resident, effect)
 
@@ -220,3 +233,15 @@ class Bank:
                 # Not rounded to the base's dtype, in which a group's number may not exist.
                 own = {name: tensor.to(device).float() for name, tensor in tensors.items()}
                 resident.routes.append(Route(site, own, density, level))
+
+    def _put_memory(self, resident: Resident, effect: Patch | Codebook) -> None:
+        def exact(tensor: Tensor) -> Tensor:
+            return tensor.to(self._like.device, self._exact)
+
+        match effect:
+            case Patch(site, key, bias, value):
+                resident.patches.append(Patch(site, exact(key), exact(bias), exact(value)))
+            case Codebook(site, key, value, radius, projection, replaces):
+                own = None if projection is None else exact(projection)
+                book = Codebook(site, exact(key), exact(value), exact(radius), own, replaces)
+                resident.codebooks.append(book)

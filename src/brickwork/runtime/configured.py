@@ -12,7 +12,8 @@ from torch import Tensor
 
 from brickwork.brick.brick import Brick
 from brickwork.brick.check import require_fit
-from brickwork.brick.configuration import Configuration
+from brickwork.brick.configuration import BrickUse, Configuration
+from brickwork.brick.forms import find_form
 from brickwork.errors import ConfigurationError, UnknownNameError
 from brickwork.model.attach import attached
 from brickwork.model.load import LoadedModel
@@ -28,6 +29,8 @@ from brickwork.runtime.selection import allow_bypass, selecting
 from brickwork.runtime.sparse_ffn import packed
 from brickwork.store.store import Store
 
+# What bricks do to each position by itself, whatever batch it is in.
+_PER_POSITION = frozenset({"add", "scale", "shift", "mask", "skip", "patch", "codebook"})
 # Modules of one block that read the same tensor.
 _SAME_INPUT = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 
@@ -238,6 +241,41 @@ class ConfiguredModel:
             ):
                 layout.exits = exits
                 yield layout
+
+    @contextmanager
+    def applied(self, bricks: Configuration | Sequence[Brick]) -> Iterator[None]:
+        """Inside, ``loaded.model`` itself runs with these bricks, whatever batch it is given.
+
+        Gradients flow through the bricks, and hooks see what modules say with them.
+
+        Args:
+            bricks: a configuration, or bricks as built, which need not be known by name.
+
+        Raises:
+            MisfitError: if a brick does not fit the base.
+            ConfigurationError: if a brick does not act on each position by itself, or the base
+                is serving a batch.
+        """
+        plan = self.plan([bricks]) if isinstance(bricks, Configuration) else self._plan_of(bricks)
+        for use in plan.rows[0].bricks:
+            form = use.brick.spec.form
+            if use.weight and find_form(form).effect not in _PER_POSITION:
+                raise ConfigurationError(
+                    f"{use.reference} was to be applied to every batch, but a {form} depends on "
+                    "where prompts start and end; leave it out, or serve prompts that are known."
+                )
+        rows = self._load(plan)
+        with (
+            gather(self.bank, rows) as work,
+            attached(self.loaded.model, None, work),
+            selecting(self.loaded, rows, Spans([1], [1])),
+        ):
+            yield
+
+    def _plan_of(self, bricks: Sequence[Brick]) -> Plan:
+        named = {f"sha256:{brick.hash}": brick for brick in bricks}
+        uses = tuple(BrickUse(name=f"sha256:{brick.hash}") for brick in bricks)
+        return resolve([Configuration(bricks=uses)], lambda name: (name, named[name]), self.loaded)
 
     def _load(self, plan: Plan) -> Rows:
         needed = plan.bricks

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brickwork.brick.effects import Scale, Shift
+from brickwork.brick.effects import Codebook, Patch, Scale, Shift
 from brickwork.model.attach import RowWork, SharedShrink
+from brickwork.model.memory_work import CodebookWork, PatchWork, WeightedCodebook
 from brickwork.runtime.bank import Bank, Resident
 
 
@@ -41,6 +42,8 @@ def gather(bank: Bank, rows: Rows) -> Iterator[dict[str, RowWork]]:
             _gather_scales(acting, work)
             _gather_shifts(acting, work)
             _gather_skips(acting, work)
+            _gather_patches(bank, acting, work)
+            _gather_codebooks(acting, work)
         yield dict(work)
 
 
@@ -137,3 +140,43 @@ def _gather_skips(rows: Rows, work: dict[str, RowWork]) -> None:
             terms.skip = skip.share.new_zeros(len(rows), 1, 1)
         share = weight * skip.share  # of what the row's other bricks leave of the block
         terms.skip[number] += share - terms.skip[number] * share
+
+
+def _gather_patches(bank: Bank, rows: Rows, work: dict[str, RowWork]) -> None:
+    found: dict[str, dict[int, list[tuple[Patch, float]]]] = defaultdict(lambda: defaultdict(list))
+    for number, row in enumerate(rows):
+        for use in row:
+            for patch in use.resident.patches:
+                found[patch.site][number].append((patch, use.weight))
+    for site, by_row in found.items():
+        neurons = max(sum(len(p.bias) for p, _ in uses) for uses in by_row.values())
+        like = next(iter(by_row.values()))[0][0].key
+        key = like.new_zeros(len(rows), neurons, like.shape[1])
+        bias, value = like.new_zeros(len(rows), 1, neurons), torch.zeros_like(key)
+        for number, uses in by_row.items():
+            own = sum(len(patch.bias) for patch, _ in uses)
+            key[number, :own] = torch.cat([patch.key for patch, _ in uses])
+            bias[number, 0, :own] = torch.cat([patch.bias for patch, _ in uses])
+            value[number, :own] = torch.cat([weight * patch.value for patch, weight in uses])
+        work[site].patch = PatchWork(key, bias, value.to(bank.dtype))
+
+
+def _gather_codebooks(rows: Rows, work: dict[str, RowWork]) -> None:
+    found: dict[str, dict[int, list[tuple[Weighted, Codebook]]]]
+    found = defaultdict(lambda: defaultdict(list))
+    for number, row in enumerate(rows):
+        for use in row:
+            for book in use.resident.codebooks:
+                found[book.site][number].append((use, book))
+    for site, by_row in found.items():
+        alike: dict[tuple[tuple[str, float], ...], list[int]] = defaultdict(list)
+        for number, uses in by_row.items():
+            alike[tuple((use.resident.hash, use.weight) for use, _ in uses)].append(number)
+        work[site].codebooks = tuple(_codebook_work(n, by_row[n[0]]) for n in alike.values())
+
+
+def _codebook_work(rows: list[int], uses: Sequence[tuple[Weighted, Codebook]]) -> CodebookWork:
+    """The work of rows that have the same codebooks."""
+    device = uses[0][1].key.device
+    books = tuple(WeightedCodebook(book, use.weight) for use, book in uses)
+    return CodebookWork(torch.tensor(rows, device=device), books)

@@ -9,9 +9,11 @@ from brickwork.brick.check import require_fit, require_weight
 from brickwork.brick.configuration import BrickUse, Configuration
 from brickwork.brick.effects import (
     Add,
+    Codebook,
     Embed,
     Exit,
     Mask,
+    Patch,
     Prefix,
     Route,
     Scale,
@@ -173,6 +175,12 @@ def flops_per_token(brick: Brick, loaded: LoadedModel, weight: float = 1.0) -> i
                 assert layer is not None
                 queries = heads_of(loaded.model.config, layer).group  # that read one key
                 total += 2 * queries * (key.numel() + value.numel())
+            case Patch(_, key, _, value):
+                total += 2 * (key.numel() + value.numel())
+            case Codebook(_, key, value, _, projection, _):
+                own = 0 if projection is None else 2 * projection.numel()
+                # Each number of a key: a difference, its square and a sum.
+                total += 3 * key.numel() + own + value.shape[1]
             case Embed():
                 total += 0  # its tokens are computed once, with the prompt
     return total

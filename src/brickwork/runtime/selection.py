@@ -86,12 +86,16 @@ def allow_bypass(loaded: LoadedModel, work: Mapping[str, RowWork]) -> None:
         assert site.layer is not None
         kind = kinds[site.layer] if kinds else None
         terms = work.get(site.path)
-        skipped = terms is not None and terms.skip is not None and bool((terms.skip == 1).all())
-        if skipped and kind in computed:
-            assert terms is not None
+        if terms is not None and kind in computed and _needless(terms):
             terms.bypass = True
         else:
             computed.add(kind)
+
+
+def _needless(terms: RowWork) -> bool:
+    """Whether all rows skip the block as a whole, and no row reads what it says."""
+    reads = terms.patch is not None or bool(terms.codebooks)
+    return terms.skip is not None and bool((terms.skip == 1).all()) and not reads
 
 
 def _masks(rows: Sequence[Sequence[Mask]]) -> dict[str, Bool[Tensor, "rows in"]]:

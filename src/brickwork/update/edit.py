@@ -4,16 +4,18 @@ On disk an edit is a folder: ``brick/`` (for linear edits also a PEFT adapter), 
 ``keys.safetensors``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor
 
 from brickwork.brick.base import Fingerprint
 from brickwork.brick.brick import Brick
+from brickwork.brick.spec import Function
 from brickwork.update.words import Place
 
 
@@ -79,8 +81,33 @@ class Edit:
         brick: what it does.
         record: how it came to be.
         keys: by site, what the linear map there reads where the facts are recalled.
+        id: its name in the ledger; empty where it is in none.
     """
 
     brick: Brick
     record: EditRecord
     keys: Mapping[str, Float[Tensor, "facts in"]]
+    id: str = ""
+
+    @property
+    def label(self) -> str:
+        """What people call it: its name in the ledger, or the brick's with the hash."""
+        return self.id or f"{self.brick.spec.name} ({self.brick.hash[:8]})"
+
+
+def keys_of(edits: Iterable[Edit]) -> dict[str, Float[Tensor, "keys in"]]:
+    """The keys of several edits by site, one below the other in the order of the edits."""
+    found: dict[str, list[Tensor]] = {}
+    for edit in edits:
+        for site, keys in edit.keys.items():
+            found.setdefault(site, []).append(keys)
+    return {site: torch.cat(parts) for site, parts in found.items()}
+
+
+def function_of(facts: Sequence[TaughtFact]) -> Function:
+    """What a brick that teaches these facts, at least one, is for."""
+    return Function(
+        text=f"{facts[0].prompt} {facts[0].target}" + (" and more" if len(facts) > 1 else ""),
+        labels=("edit",),
+        exemplars=tuple(fact.prompt for fact in facts[:8]),
+    )

@@ -1,6 +1,7 @@
 """What a row of METHODS says, what an edit method is given, and what it gives back."""
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -110,6 +111,8 @@ class EditMethod:
         layers: how many layers it edits by default; they end at the one that was located.
         needs: what of the context it cannot do without.
         source: the paper.
+        depth: where its layers end by default, from 0, the first, to 1, the last; None: where
+            the fact was located.
     """
 
     name: str
@@ -121,12 +124,17 @@ class EditMethod:
     layers: int
     needs: tuple[Literal["covariance", "corpus", "training"], ...]
     source: str
+    depth: float | None = None
 
     @cached_property
     def options_type(self) -> type[BaseModel]:
         """The class of its options."""
         found: type[BaseModel] = _load(self.options)
         return found
+
+    def last_layer(self, located: int, layers: int) -> int:
+        """Where its layers end in a model of so many, unless the user names the site."""
+        return located if self.depth is None else math.ceil(self.depth * (layers - 1))
 
     def draft(
         self, context: EditContext, facts: Sequence[EncodedFact], options: BaseModel

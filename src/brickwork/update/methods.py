@@ -49,19 +49,19 @@ _ROWS = (
         "grace", "a codebook that replaces states near the fact's",
         "brickwork.update.grace:draft_grace", "brickwork.update.grace:GraceOptions",
         "codebook", "many", 1, (),
-        "Hartvigsen et al. 2023, arXiv:2211.11031",
+        "Hartvigsen et al. 2023, arXiv:2211.11031", depth=0.5,
     ),
     EditMethod(
         "t-patcher", "an added neuron for every token that the model gets wrong",
         "brickwork.update.patcher:draft_patches", "brickwork.update.patcher:PatcherOptions",
         "patch", "many", 1, ("corpus",),
-        "Huang et al. 2023, arXiv:2301.09785",
+        "Huang et al. 2023, arXiv:2301.09785", depth=1.0,
     ),
     EditMethod(
         "serac", "a memory of facts behind a learned scope",
         "brickwork.update.serac:draft_serac", "brickwork.update.serac:SeracOptions",
         "memory", "many", 1, ("corpus",),
-        "Mitchell et al. 2022, arXiv:2206.06520",
+        "Mitchell et al. 2022, arXiv:2206.06520", depth=0.5,
     ),
 )  # fmt: skip
 

@@ -7,13 +7,31 @@ from pydantic import BaseModel, JsonValue, ValidationError
 
 from brickwork.brick.brick import Brick
 from brickwork.brick.check import require_fit
-from brickwork.brick.spec import BrickSpec, Function, Lineage, explain
+from brickwork.brick.spec import BrickSpec, Lineage, explain
 from brickwork.errors import ConfigurationError, EditError, UnknownNameError
-from brickwork.update.edit import Edit, EditRecord, FailedFact, StatisticsUsed, TaughtFact
+from brickwork.update.edit import (
+    Edit,
+    EditRecord,
+    FailedFact,
+    StatisticsUsed,
+    TaughtFact,
+    function_of,
+)
 from brickwork.update.facts import Fact
 from brickwork.update.method import Draft, EditContext, EditMethod
 from brickwork.update.methods import find_edit_method
 from brickwork.update.words import EncodedFact, encode_fact
+
+
+class NothingTaughtError(EditError):
+    """No fact of an edit can be taught; carries why, for each."""
+
+    def __init__(self, failures: Sequence[FailedFact]) -> None:
+        self.failures = tuple(failures)
+        first = f"; the first: {failures[0].reason}" if failures else ""
+        super().__init__(
+            f"none of {len(failures)} facts can be taught{first} Mend the facts, or leave them out."
+        )
 
 
 @dataclass(frozen=True)
@@ -49,15 +67,20 @@ def plan_edit(context: EditContext, facts: Sequence[Fact], asked: Asked) -> Edit
     """
     method = find_edit_method(asked.method)
     options = method_options(method, asked.options)
-    _require(method, context, facts)
+    require_needs(method, context)
+    if method.facts == "one" and len(facts) != 1:
+        raise EditError(
+            f"an edit by {method.name} holds one fact, but {len(facts)} were given; plan one edit "
+            "for each, or take a method for many, such as memit."
+        )
     encoded, failures = _encoded(context, facts)
     if not encoded:
-        raise _nothing(failures)
+        raise NothingTaughtError(failures)
     draft = method.draft(context, encoded, options)
     kept = [one for number, one in enumerate(encoded) if number not in draft.failures]
     failures += [FailedFact(id=encoded[n].fact.id, reason=r) for n, r in draft.failures.items()]
     if not kept:
-        raise _nothing(failures)
+        raise NothingTaughtError(failures)
     record = _record(context, asked, options, draft, kept)
     record = record.model_copy(update={"failures": tuple(failures)})
     brick = _brick(context, asked, record, draft)
@@ -85,7 +108,12 @@ def method_options(method: EditMethod, given: Mapping[str, JsonValue]) -> BaseMo
         ) from None
 
 
-def _require(method: EditMethod, context: EditContext, facts: Sequence[Fact]) -> None:
+def require_needs(method: EditMethod, context: EditContext) -> None:
+    """Refuse a context that lacks what the method cannot do without.
+
+    Raises:
+        EditError: naming what is not there.
+    """
     has = {
         "covariance": context.covariance is not None,
         "corpus": bool(context.corpus),
@@ -96,11 +124,6 @@ def _require(method: EditMethod, context: EditContext, facts: Sequence[Fact]) ->
         raise EditError(
             f"an edit by {method.name} needs {' and '.join(lacks)}, which was not given; measure "
             "the covariance with `brickwork statistics`, or name texts with --data."
-        )
-    if method.facts == "one" and len(facts) != 1:
-        raise EditError(
-            f"an edit by {method.name} holds one fact, but {len(facts)} were given; plan one edit "
-            "for each, or take a method for many, such as memit."
         )
 
 
@@ -114,13 +137,6 @@ def _encoded(
         except EditError as error:
             failures.append(FailedFact(id=fact.id, reason=str(error)))
     return found, failures
-
-
-def _nothing(failures: Sequence[FailedFact]) -> EditError:
-    first = f"; the first: {failures[0].reason}" if failures else ""
-    return EditError(
-        f"none of {len(failures)} facts can be taught{first} Mend the facts, or leave them out."
-    )
 
 
 def _record(
@@ -159,11 +175,6 @@ def _record(
 def _brick(context: EditContext, asked: Asked, record: EditRecord, draft: Draft) -> Brick:
     method = find_edit_method(asked.method)
     facts = record.facts
-    function = Function(
-        text=f"{facts[0].prompt} {facts[0].target}" + (" and more" if len(facts) > 1 else ""),
-        labels=("edit",),
-        exemplars=tuple(fact.prompt for fact in facts[:8]),
-    )
     lineage = Lineage(
         method=method.name,
         arguments={"options": record.options, "seed": record.seed, "site": str(context.site)},
@@ -177,7 +188,7 @@ def _brick(context: EditContext, asked: Asked, record: EditRecord, draft: Draft)
         base=context.loaded.base.fingerprint,
         sites=tuple(sites),
         options=dict(draft.options),
-        function=function,
+        function=function_of(facts),
         lineage=lineage,
     )
     return Brick(spec, dict(draft.tensors))

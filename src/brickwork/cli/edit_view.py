@@ -1,0 +1,66 @@
+"""How ``brickwork edit`` shows what it did, or would do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+
+_LINES = 12  # of each kind
+
+
+def render(console: Console, document: Mapping[str, Any]) -> None:
+    """What was asked, what was left out and why, and what each edit came to."""
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    for word in ("skipped", "failed"):
+        _some(say, [f"{word} {one['id']}: {one['reason']}" for one in document[word]])
+    _some(say, [f"note {id}: {note}" for id, note in document["notes"].items()])
+    _some(say, [f"{one['kind']}: {one['advice']}" for one in document["conflicts"]])
+    if "site" in document:
+        say(f"site {document['site']}{', found by causal tracing' if document['located'] else ''}")
+        if document["note"]:
+            say(document["note"])
+    if document.get("dry_run"):
+        _render_plan(say, document)
+        return
+    held = document.get("holds", {})
+    for edit in document["edits"][:_LINES]:
+        said = sum(held[fact] for fact in edit["facts"])
+        say(
+            f"edit {edit['id']}: the model now says {said} of its {len(edit['facts'])} facts; "
+            f"{edit['seconds']:.2f} s"
+        )
+    if len(document["edits"]) > _LINES:
+        say(f"and {len(document['edits']) - _LINES} edits more")
+    _some(
+        say, [f"{id}: taught, but the model does not say it" for id, it in held.items() if not it]
+    )
+    taught = sum(len(edit["facts"]) for edit in document["edits"])
+    say(
+        f"{taught} of {document['asked']} facts taught by {document['method']}; the model says "
+        f"{sum(held.values())} of them"
+    )
+    if document["ledger"]:
+        say(f"ledger: {document['ledger']}")
+    if "baked" in document:
+        say(f"checkpoint: {document['baked']['out']}")
+
+
+def _render_plan(say: Any, document: Mapping[str, Any]) -> None:
+    say(
+        f"{len(document['facts'])} of {document['asked']} facts would be taught by "
+        f"{document['method']}, in {len(document['edits'])} edits"
+    )
+    if document.get("statistics_bytes"):
+        size = decimal(document["statistics_bytes"])
+        say(f"statistics of that place are measured once, and take {size}")
+
+
+def _some(say: Any, lines: list[str]) -> None:
+    for line in lines[:_LINES]:
+        say(line)
+    if len(lines) > _LINES:
+        say(f"and {len(lines) - _LINES} more")

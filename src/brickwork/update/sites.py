@@ -1,0 +1,146 @@
+"""Where to edit: the place and the layers that causal tracing says a model recalls facts at."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from brickwork.errors import EditError
+from brickwork.model.load import LoadedModel
+from brickwork.model.parts import ffn_row_of, layers_of
+from brickwork.update.method import EditSite
+from brickwork.update.recall import Recall, answer_text, knows, recall_fact
+from brickwork.update.trace_results import Tracing
+from brickwork.update.tracing import TraceRecipe, forgotten, trace
+from brickwork.update.words import EncodedFact, Place
+
+# A mean over facts needs fewer copies of each than one fact alone.
+_SAMPLES = 4
+# Many answers are guessed without the subject, or copied from it, and tracing them says nothing of
+# where facts are recalled: so many are looked at for each that is traced.
+_CANDIDATES = 8
+# Of probability; where the largest effect is less, the site is hardly better than any other.
+_FAINT = 0.05
+_MEANS = ("clean", "corrupted")
+# Where places fall on one token, or have equal effects, the first of these is named.
+_ORDER: tuple[Place, ...] = ("last", "subject_last", "after_subject", "subject_first")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where to edit, and why there.
+
+    Attributes:
+        site: the place, and layers in a row that end at the best there that has enough before it.
+        trace: what the choice was made by.
+        note: what is worth knowing of it; empty if nothing is.
+    """
+
+    site: EditSite
+    trace: Tracing
+    note: str = ""
+
+
+def find_site(
+    loaded: LoadedModel,
+    facts: Sequence[EncodedFact],
+    *,
+    layers: int,
+    seed: int = 0,
+    most: int = 8,
+    advance: Callable[[float], None] = lambda _facts: None,
+) -> Located:
+    """The place and layers where restoring what FFNs add does most to bring the answers back.
+
+    Only layers count whose FFN is one linear map of its activations. The answers are the old ones
+    of facts that the model knows; if it knows none of them, what it says itself.
+
+    Args:
+        loaded: the model; it is left as it is.
+        facts: what is to be edited; some of them are traced.
+        layers: how many layers are to be edited.
+        seed: of the choice of facts and of the noise.
+        most: facts that are traced.
+        advance: told the number of facts that have just been traced.
+
+    Raises:
+        EditError: if there are no facts, or fewer layers in a row than asked for.
+    """
+    _windows(loaded, layers)
+    recipe = TraceRecipe(("mlp",), _SAMPLES, window=1, places=True, seed=seed)
+    recalls, note = _recalls(loaded, facts, recipe, most)
+    tracing = trace(loaded, recalls, recipe, advance=advance)
+    best = tracing.best("mlp")
+    assert best is not None
+    if best.effect.value < _FAINT:
+        note = "; ".join(filter(None, (note, _faint(tracing, best.effect.value))))
+    return Located(best_site(loaded, tracing, layers=layers), tracing, note)
+
+
+def best_site(loaded: LoadedModel, tracing: Tracing, *, layers: int = 1) -> EditSite:
+    """The site that a tracing of FFNs says: the best place, and so many layers there.
+
+    They end at the best layer that has enough before it; layer 0 counts where nothing else does.
+
+    Raises:
+        EditError: if the model has not so many layers without experts in a row.
+    """
+    windows = _windows(loaded, layers)
+    ends = {window[-1] for window in _windows(loaded, 1)}
+    effects = {(r.place, r.layer): r.effect.value for r in tracing.averages if r.kind == "mlp"}
+    # What layer 0 reads depends on little but the token itself. Given back, it brings all that is
+    # above it along; edited, it takes many prompts along, or gets nowhere.
+    ends = ends - {0} or ends
+    windows = [window for window in windows if window[-1] in ends] or windows
+    place = max(_ORDER, key=lambda place: max(effects[place, layer] for layer in ends))
+    return EditSite(max(windows, key=lambda window: effects[place, window[-1]]), place)
+
+
+def _faint(tracing: Tracing, best: float) -> str:
+    facts = tracing.facts
+    clean, corrupted = (sum(getattr(f, n) for f in facts) / len(facts) for n in _MEANS)
+    return (
+        f"no place brings back more than {best:.3f} of the answers' probability, which is "
+        f"{clean:.2f} and with noise on the subject {corrupted:.2f}: the site is uncertain; try "
+        "others"
+    )
+
+
+def _windows(loaded: LoadedModel, layers: int) -> list[tuple[int, ...]]:
+    """Every run of so many layers without experts."""
+    model = loaded.model
+    linear = [ffn_row_of(model, n).form != "moe_gated" for n in range(layers_of(model))]
+    starts = range(len(linear) - layers + 1)
+    found = [tuple(range(n, n + layers)) for n in starts if all(linear[n : n + layers])]
+    if layers < 1 or not found:
+        raise EditError(
+            f"{layers} layers in a row were to be edited, but of the {len(linear)} layers "
+            f"{sum(linear)} have an FFN without experts, and no {layers} of these are in a row; "
+            "edit fewer layers, or take a method that edits layers with experts, such as grace."
+        )
+    return found
+
+
+def _recalls(
+    loaded: LoadedModel, facts: Sequence[EncodedFact], recipe: TraceRecipe, most: int
+) -> tuple[list[Recall], str]:
+    """The facts to trace: of some that are known, those that noise on the subject takes away."""
+    if not facts:
+        raise EditError("a site was to be found, but there are no facts to trace; give some.")
+    order = random.Random(recipe.seed).sample(facts, len(facts))
+    known: list[Recall] = []
+    for fact in order:
+        if len(known) == _CANDIDATES * most:
+            break
+        if fact.true and knows(loaded.model, old := recall_fact(loaded, fact, "true")):
+            known.append(old)
+    note = ""
+    if not known:
+        known = [recall_fact(loaded, fact, "own") for fact in order[: _CANDIDATES * most]]
+        note = (
+            f"the model knows the old answer of none of {len(facts)} facts; what it answers "
+            "itself was traced instead"
+        )
+    lost = forgotten(loaded.model, known, recipe)
+    copied = [answer_text(loaded, recall) in recall.text for recall in known]
+    best = sorted(range(len(known)), key=lambda n: (copied[n], -lost[n]))[:most]
+    return [known[n] for n in sorted(best)], note
