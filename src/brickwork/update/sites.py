@@ -20,6 +20,8 @@ _SAMPLES = 4
 _CANDIDATES = 8
 # Of probability; where the largest effect is less, the site is hardly better than any other.
 _FAINT = 0.05
+# GPT-2 XL is edited at 0.35 of its depth, GPT-J at 0.2 to 0.3, Llama 3 at 0.1 to 0.25.
+_USUAL_DEPTH = 0.25
 _MEANS = ("clean", "corrupted")
 # Where places fall on one token, or have equal effects, the first of these is named.
 _ORDER: tuple[Place, ...] = ("last", "subject_last", "after_subject", "subject_first")
@@ -51,6 +53,10 @@ def find_site(
 ) -> Located:
     """The place and layers where restoring what FFNs add does most to bring the answers back.
 
+    Where it does hardly anything anywhere, tracing cannot tell: the model guesses the answers
+    without the subject. Then the site is the usual one of the papers, the subject's last token and
+    layers that end at a quarter of the depth, and the note says so.
+
     Only layers count whose FFN is one linear map of its activations. The answers are the old ones
     of facts that the model knows; if it knows none of them, what it says itself.
 
@@ -72,7 +78,9 @@ def find_site(
     best = tracing.best("mlp")
     assert best is not None
     if best.effect.value < _FAINT:
-        note = "; ".join(filter(None, (note, _faint(tracing, best.effect.value))))
+        site = _usual_site(loaded, layers)
+        note = "; ".join(filter(None, (note, _faint(tracing, best.effect.value, site))))
+        return Located(site, tracing, note)
     return Located(best_site(loaded, tracing, layers=layers), tracing, note)
 
 
@@ -95,13 +103,20 @@ def best_site(loaded: LoadedModel, tracing: Tracing, *, layers: int = 1) -> Edit
     return EditSite(max(windows, key=lambda window: effects[place, window[-1]]), place)
 
 
-def _faint(tracing: Tracing, best: float) -> str:
+def _usual_site(loaded: LoadedModel, layers: int) -> EditSite:
+    """The subject's last token, and so many layers that end nearest to a quarter of the depth."""
+    quarter = round(layers_of(loaded.model) * _USUAL_DEPTH)
+    windows = _windows(loaded, layers)
+    return EditSite(min(windows, key=lambda window: abs(window[-1] - quarter)), "subject_last")
+
+
+def _faint(tracing: Tracing, best: float, site: EditSite) -> str:
     facts = tracing.facts
     clean, corrupted = (sum(getattr(f, n) for f in facts) / len(facts) for n in _MEANS)
     return (
         f"no place brings back more than {best:.3f} of the answers' probability, which is "
-        f"{clean:.2f} and with noise on the subject {corrupted:.2f}: the site is uncertain; try "
-        "others"
+        f"{clean:.2f} and with noise on the subject {corrupted:.2f}: the site is uncertain, "
+        f"and the usual one was taken, {site}; try others"
     )
 
 
