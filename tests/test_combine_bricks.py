@@ -280,6 +280,26 @@ def test_learned_positions_at_other_sites_are_refused() -> None:
             combine_bricks(pair, "concatenate")
 
 
+@pytest.mark.parametrize("form", ["patch", "codebook", "memory"])
+def test_entries_of_all_are_kept(form: str) -> None:
+    chance = torch.Generator().manual_seed(0)
+    sites = [site.path for site in BASE.of_kind("block")]
+    a = random_brick(form, BASE, chance, name="a", sites=sites[:1])
+    b = random_brick(form, BASE, chance, name="b", sites=sites[:2])
+    shared = f"{sites[0]}/projection"
+    if form == "memory":
+        with pytest.raises(MergeError, match=r"projection' differs.*different spaces; run them"):
+            combine_bricks([a, b], "concatenate")
+        b = Brick(b.spec, {**b.tensors, shared: a.tensors[shared]})
+    brick = combine_bricks([a, b], "concatenate").brick
+    assert brick.spec.sites == tuple(sites[:2])
+    for name, tensor in brick.tensors.items():
+        parts = [own.tensors[name] for own in (a, b) if name in own.tensors]
+        assert torch.equal(tensor, parts[0] if name == shared else torch.cat(parts))
+    with pytest.raises(MergeError, match="answers to neither's; `concatenate` keeps"):
+        combine_bricks([a, b], "linear", parameters={"weight": 1.0})
+
+
 def test_masks_are_joined_or_cut() -> None:
     chance = torch.Generator().manual_seed(0)
     a = random_brick("mask", BASE, chance, name="a", sites=LINEAR[:2])

@@ -109,6 +109,28 @@ def concatenate(bricks: Sequence[Brick], recipe: Recipe) -> Parts:
     return Parts(tensors, {}, sites, dict.fromkeys(sites, 0.0))
 
 
+def join_entries(bricks: Sequence[Brick], recipe: Recipe) -> Parts:
+    """The entries of all bricks, in their order; a brick without a site has none there.
+
+    Two memories compare states in spaces of their own, so they go together only where their
+    projections are the same.
+    """
+    del recipe
+    wide, sites, tensors = _widest(bricks), sites_of(bricks), {}
+    for site in sites:
+        held = [brick.by_site[site] for brick in bricks if site in brick.by_site]
+        for slot, first in held[0].items():
+            name, parts = f"{site}/{slot}", [own[slot].to(wide) for own in held]
+            _require_sizes(name, [tuple(part.shape[1:]) for part in parts])
+            if slot == "projection" and not all(torch.equal(parts[0], p) for p in parts):
+                raise MergeError(
+                    f"{name!r} differs, so the keys of the bricks lie in different spaces; run "
+                    "them together instead: `brickwork run --bricks a,b`."
+                )
+            tensors[name] = first.to(wide) if slot == "projection" else torch.cat(parts)
+    return Parts(tensors, {}, sites, dict.fromkeys(sites, 0.0))
+
+
 def merge_masks(bricks: Sequence[Brick], recipe: Recipe) -> Parts:
     """What any of the masks keeps, or what all keep, at each site that one of them names.
 
@@ -128,6 +150,10 @@ _POSITIONS = (
     "its positions have no order that two bricks share, so an average of position 3 of one and "
     "position 3 of the other means nothing; `concatenate` puts one behind the other"
 )
+_ENTRIES = (
+    "each of its entries answers to states of its own, and an average of two entries answers to "
+    "neither's; `concatenate` keeps the entries of all"
+)
 _ONCE = "it decides where work is left out, and an average of two decisions is neither of them"
 
 FORM_RULES: Mapping[str, FormRule] = {
@@ -142,6 +168,9 @@ FORM_RULES: Mapping[str, FormRule] = {
         "it holds 0 and 1 alone, and a unit is kept or silent; `union` keeps what any keeps, "
         "`intersection` what all keep",
     ),
+    "patch": FormRule(join_entries, ("concatenate",), _ENTRIES),
+    "codebook": FormRule(join_entries, ("concatenate",), _ENTRIES),
+    "memory": FormRule(join_entries, ("concatenate",), _ENTRIES),
     "skip": FormRule(None, (), _ONCE),
     "exit": FormRule(None, (), _ONCE),
     "router": FormRule(

@@ -66,8 +66,8 @@ def combine_bricks(
 
     Args:
         bricks: of one form and for one base, at least one.
-        method: a row of METHODS; ``concatenate`` for prompts and prefixes, ``union`` or
-            ``intersection`` for masks.
+        method: a row of METHODS; ``concatenate`` for prompts, prefixes and bricks of
+            entries, ``union`` or ``intersection`` for masks.
         parameters: the method's; one value, or a sequence with one for each brick.
         rank: of the resulting LoRA at a site, at most; None: the sum of the bricks' ranks.
         name: of the result; empty: the parents' names, joined by ``-and-``.

@@ -33,15 +33,15 @@ class FinetuneOptions(BaseModel):
 
     contexts: int = Field(default=0, ge=0)
     """Short texts that the model writes itself, after which the facts are trained, too."""
-    steps: int = Field(default=40, ge=1)
+    steps: int = Field(default=60, ge=1)
     """The most steps of gradient descent."""
-    bound: float = Field(default=0.5, gt=0)
+    bound: float = Field(default=2.0, gt=0)
     """The greatest norm of the change, as a share of the weight's norm."""
     lr: float = Field(default=0.1, gt=0)
     """Learning rate of Adam: the norm of a first step, as a share of the bound."""
     enough: float = Field(default=0.05, gt=0)
     """Nats per token of the answers, on the mean, at which training stops."""
-    rank: int = Field(default=64, ge=1)
+    rank: int = Field(default=128, ge=1)
     """The most directions of what the map reads that the change may use."""
 
 
