@@ -104,6 +104,17 @@ def test_rome_finds_its_place_keeps_its_statistics_and_bakes(place: Path) -> Non
     assert model.dtype == torch.bfloat16
 
 
+def test_statistics_of_too_few_tokens_are_told(place: Path) -> None:
+    (place / "few.txt").write_text("\n\n".join(corpus(4)))
+    result = invoke(
+        edit, MODEL, "--edits", place / "facts.jsonl", "--first", 1, "--site", "layers.3@last",
+        "--data", place / "few.txt", "--ledger", place / "ledger", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    tokens = json.loads(result.stdout)["statistics"]["tokens"]
+    assert f"statistics of {tokens} tokens say little of 256 neurons" in result.stderr
+
+
 def test_a_dry_run_tells_and_writes_nothing(place: Path) -> None:
     words = ("--method", "memit", "--data", place / "texts.txt", "--batch", 2, "--dry-run")
     document = edited(place, *words)
@@ -132,6 +143,37 @@ def test_facts_that_fail_are_told_one_by_one(place: Path) -> None:
     assert "1 of 3 facts taught by grace; the model says 1 of them" in shown.output
 
 
+def test_what_is_taught_but_not_said_is_told_each_time(place: Path) -> None:
+    # Four small steps make the answer likelier (0.18), and another one stays the likeliest.
+    words = ("--edits", place / "facts.jsonl", "--method", "ft", "--site", "layers.3@last", "--set",
+             "steps=4", "--set", "lr=0.06", "--first", 1, "--ledger", place / "ledger")  # fmt: skip
+    lost = f"{FACTS[0].id}: taught, but the model says the old answer still"
+    for count, tail in enumerate(("1 of 1 facts taught by ft;", "taught by ft, and 1 before;")):
+        shown = invoke(edit, MODEL, *words)
+        assert shown.exit_code == 0, shown.output
+        assert lost in shown.output
+        assert f"{tail} the model says 0 of them" in shown.output
+        assert ("0001-ft teaches it already" in shown.output) == bool(count)
+    assert edited(place, *words[2:-4], "--first", 1)["holds"] == {FACTS[0].id: False}
+
+
+def test_an_answer_that_is_gone_is_told_from_one_that_is_still_there(place: Path) -> None:
+    words = ("--edits", place / "facts.jsonl", "--only", FACTS[1].id, "--ledger", place / "ledger")
+    silent = ("--set", "share=0.01", "--set", "threshold=0.02")  # many neurons
+    shown = invoke(edit, MODEL, *words, "--method", "knowledge-neurons", *silent)
+    assert f"{FACTS[1].id}: taught, but the model says neither it nor the old" in shown.output
+
+
+def test_nothing_taught_is_no_success(place: Path) -> None:
+    one = ("--prompt", FACTS[0].prompt, "--subject", FACTS[0].subject, "--method", "ft")
+    with pytest.raises(BrickworkError, match=r"none of 1 facts could be taught by ft:.*\n.*no tok"):
+        refuse(*one, "--target", "", "--ledger", place / "ledger")
+    said = str(FACTS[0].target_true)
+    with pytest.raises(BrickworkError, match=f"no edit acts:.*\n.*the model says '{said}' alread"):
+        refuse(*one, "--target", said, "-o", place / "out")
+    assert not (place / "out").exists()
+
+
 def test_a_contradiction_is_refused_and_can_replace_the_older_fact(place: Path) -> None:
     words = ("--method", "grace", "--first", 1)
     edited(place, *words)
@@ -139,6 +181,10 @@ def test_a_contradiction_is_refused_and_can_replace_the_older_fact(place: Path) 
     (place / "facts.jsonl").write_text(json.dumps(changed))
     with pytest.raises(BrickworkError, match=r"revoke the fact .* of 0001-grace.*\n.*--replace"):
         refuse("--edits", place / "facts.jsonl", "--ledger", place / "ledger", *words)
+    given = ("--edits", place / "facts.jsonl", "--ledger", place / "ledger")
+    shown = invoke(edit, MODEL, *given, *words, "--replace", "--dry-run").output
+    assert f"the fact {FACTS[0].id!r} of 0001-grace gives way to the new one" in shown
+    assert "contradiction" not in shown
     document = edited(place, *words, "--replace")
     assert document["replaced"] == [["0001-grace", FACTS[0].id]]
     states = [entry.state for entry in Ledger.open(place / "ledger").entries]
@@ -173,10 +219,13 @@ ONE = ("--prompt", FACTS[0].prompt, "--subject", FACTS[0].subject, "--target", F
         ((*ONE, "--ledger", "L"), "an edit by rome needs texts .* or statistics with --statistics"),
         ((*ONE, "--method", "grace", "-o", "O"), "an edit by grace is a codebook"),
         ((*ONE, "--method", "grace", "--ledger", "L", "--tokens", 9), "--tokens has no effect on"),
+        (("--edits", "FACTS", "--train", "FACTS", "--dry-run"), "--train has no effect on an edit"),
         ((*ONE, "--method", "gracr", "--dry-run"), "did you mean 'grace'"),
         ((*ONE, "--set", "step=3", "--dry-run"), "no option of rome is called 'step'"),
         ((*ONE, "--set", "steps", "--dry-run"), "'steps' is no option with a value"),
         ((*ONE, "--set", "steps=0", "--dry-run"), "the options of rome are not valid: steps"),
+        ((*ONE, "--set", "lr=1e999", "--dry-run"), "the options of rome are not valid: lr is inf"),
+        ((*ONE, "--site", "layers.1-2", "--dry-run"), "by rome is made in one layer, but"),
         ((*ONE, "--site", "layers.7@last", "--dry-run"), "names layer 7, but world_model has 6"),
         ((*ONE, "--site", "layers.1@lost", "--dry-run"), "did you mean 'last'"),
         ((*ONE, "--site", "1@last", "--dry-run"), "is no place to edit; write layers"),

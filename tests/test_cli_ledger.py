@@ -65,6 +65,21 @@ def test_edits_are_switched_and_unknown_ones_change_nothing(place: Path) -> None
     assert states == ["applied", "applied"]
 
 
+def test_edits_that_do_not_go_together_are_told_before_they_are_applied(place: Path) -> None:
+    done("disable", place / "ledger", "0001-rome")
+    base = load_model(str(place / "model")).base
+    blue = linear_edit(["sky"], 3, base=base)
+    green = edit_of(blue.brick.tensors, [taught("sky", "green")], base=base.fingerprint)
+    Ledger.open(place / "ledger").add(green)
+    result = invoke("apply", place / "ledger", "0001-rome", "--json")
+    assert "the fact 'sky' of 0001-rome teaches 'blue' where the fact 'sky' of 0003" in " ".join(
+        result.stderr.split()
+    )
+    assert {one["state"] for one in json.loads(result.stdout)["edits"]} == {"applied"}
+    again = invoke("apply", place / "ledger", "0001-rome", "--json")
+    assert again.stderr == ""  # it acts already
+
+
 def test_a_fact_or_a_whole_edit_is_revoked(place: Path) -> None:
     gone = done("revoke", place / "ledger", "0002-rome", "--fact", "sea")
     assert (gone["facts"], gone["whole"]) == (["sea"], False)
@@ -101,6 +116,10 @@ def test_refuses_to_bake_what_cannot_be(place: Path) -> None:
     result = invoke("bake", place / "ledger", "--model", place / "other", "-o", place / "out")
     assert isinstance(result.exception, EditError)
     assert "for another base than this one" in str(result.exception)
+    done("disable", place / "ledger", "0001-rome", "0002-rome")
+    result = invoke("bake", place / "ledger", *model, "-o", place / "out")
+    assert isinstance(result.exception, EditError)
+    assert "none of the 2 acts; let some act" in str(result.exception)
     base = load_model(str(place / "model")).base
     brick = random_brick("codebook", base, torch.Generator().manual_seed(0))
     moon = edit_of(brick.tensors, [taught("moon")], form="codebook", base=base.fingerprint)

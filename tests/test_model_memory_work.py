@@ -1,7 +1,9 @@
 """Added neurons and codebooks after a block: against a slow loop, ties, hits to the bit."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 import pytest
 import torch
@@ -83,18 +85,28 @@ def _term(brick: Brick, weight: float, own: Tensor) -> Tensor:
 
 
 def _answer(state: Tensor, y: Tensor, books: list[tuple[Codebook, float]], seen: Seen) -> Tensor:
-    nearest, answer = float("inf"), None
-    for book, weight in books:
-        query = state if book.projection is None else book.projection.double() @ state
-        for key, value, radius in zip(book.key, book.value, book.radius, strict=True):
-            distance = float((query - key.double()).square().sum().sqrt())
-            if distance < nearest:
-                kept = (1 - weight) * y if book.replaces else y
-                nearest = distance
-                answer = kept + weight * value.double() if distance <= radius else None
+    plain = [use for use in books if use[0].projection is None]
+    spaces = [plain, *([use] for use in books if use[0].projection is not None)]
+    share, answer = float("inf"), None
+    for space in filter(None, spaces):
+        entries = [entry for book, weight in space for entry in _entries(state, y, book, weight)]
+        distance, radius, said = min(entries, key=itemgetter(0))  # the first of equal ones
+        if distance <= radius and distance / radius < share:
+            share, answer = distance / radius, said
     seen.hits += answer is not None
     seen.misses += bool(books) and answer is None
     return y if answer is None else answer
+
+
+def _entries(
+    state: Tensor, y: Tensor, book: Codebook, weight: float
+) -> Iterator[tuple[float, float, Tensor]]:
+    """How far each key is, its radius, and what it would say."""
+    query = state if book.projection is None else book.projection.double() @ state
+    kept = (1 - weight) * y if book.replaces else y
+    for key, value, radius in zip(book.key, book.value, book.radius, strict=True):
+        distance = float((query - key.double()).square().sum().sqrt())
+        yield distance, float(radius), kept + weight * value.double()
 
 
 def served(model: Model, x: Tensor, rows: list[list[Use]]) -> Tensor:
@@ -174,6 +186,22 @@ def test_a_nearer_key_with_too_small_a_radius_keeps_a_farther_one_from_answering
     for row in ([(far, 1.0), (near, 1.0)], [(near, 1.0), (far, 1.0)]):
         assert torch.equal(served(model, x, [row])[0, 0], model(x)[0, 0])
     assert torch.equal(served(model, x, [[(far, 1.0)]])[0, 0], values[0])
+
+
+def test_a_memory_neither_silences_a_codebook_nor_is_silenced_by_one() -> None:
+    model, x = Model(), states(1)
+    spec = next(b for b in BRICKS if b.spec.form == "memory").spec
+    projection = 1e-3 * torch.eye(HIDDEN)[:3]  # everything is near in it
+    slots = {"projection": projection, "value": torch.ones(1, 8), "radius": torch.tensor([1e-6])}
+    memory = Brick(
+        spec, {f"{BLOCK}/{s}": t for s, t in (slots | {"key": x[0, 1:2] @ projection.T}).items()}
+    )
+    near = book("near", x[0, :1] + 0.5, torch.full((1, 8), 2.0), 2.0)
+    for row in ([(memory, 1.0), (near, 1.0)], [(near, 1.0), (memory, 1.0)]):
+        found = served(model, x, [row])
+        assert torch.equal(found[0, 0], torch.full((8,), 2.0))
+        # its own state, which is at the key of the memory and elsewhere in the codebook
+        assert torch.equal(found[0, 1], model(x)[0, 1] + 1)
 
 
 def test_rows_with_fewer_neurons_or_entries_are_as_they_are_alone() -> None:

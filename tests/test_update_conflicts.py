@@ -230,3 +230,12 @@ def test_the_worst_comes_first() -> None:
     sizes = [one.size for one in found]
     assert sizes == sorted(sizes, reverse=True)
     assert all(one.size > 0.2 for one in find_conflicts(new, edits, bound=0.2))
+
+
+def test_a_space_at_the_subject_s_edge_does_not_hide_a_contradiction() -> None:
+    old = edit_of(
+        {"h/A": torch.ones(1, 2), "h/B": torch.ones(2, 1)},
+        [taught("sky", prompt="The colour of the sky is")],
+    )
+    new = fact("a", "red", subject=" the sky", prompt="The colour of the sky is")
+    assert named(find_conflicts([new], [old])) == [("contradiction", "a", "sky")]

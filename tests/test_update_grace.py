@@ -55,6 +55,18 @@ def test_an_edit_of_one_fact_needs_no_corpus() -> None:
     assert told == target
 
 
+def test_facts_about_one_subject_need_no_corpus_either() -> None:
+    context = tiny_context("llama")
+    alone = type(context)(context.loaded, context.site)
+    facts = [
+        Fact(one.id, "Bob", one.prompt.replace("Ann", "Bob"), one.target) for one in TINY_FACTS
+    ]
+    edit = plan(alone, facts, "grace")
+    for fact in facts:
+        told, target = said(context.loaded, edit, fact)
+        assert told == target
+
+
 def keys(*values: float) -> list[Tensor]:
     return [torch.tensor([[value, 0.0]]) for value in values]
 

@@ -1,11 +1,13 @@
 """The ledger: what it says is what acts, and every edit can be taken back."""
 
+import itertools
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
 import torch
@@ -16,9 +18,11 @@ from torch import Tensor
 from brickwork.brick.configuration import BrickUse, Configuration
 from brickwork.brick.peft import to_peft
 from brickwork.runtime.configured import ConfiguredModel
+from brickwork.update import ledger_edits, ledger_mend
 from brickwork.update.edit import Edit, keys_of
 from brickwork.update.edit_folder import read_edit
 from brickwork.update.ledger import Ledger
+from brickwork.update.ledger_folder import Entry, LedgerDocument, read_document
 from brickwork.update.ledger_mend import verify_ledger
 from brickwork.update.parts import without_facts
 from tests.ledger_children import add_at_once, deeds, kill_at_steps, prepare, state_of
@@ -150,7 +154,7 @@ def test_says_what_was_planned_on_top_of_what(ledger: Ledger) -> None:
     ids = [ledger.add(first).id, ledger.add(second, "disabled").id]
     acting = tuple(edit.brick.hash for edit in ledger.active())
     third = ledger.add(linear_edit(("moon",), 3, depends_on=acting))
-    assert third.after == ("0001-memit",)
+    assert ledger.after(third.id) == ["0001-memit"]
     assert ledger.dependents(ids[0]) == [third]
     assert ledger.dependents(ids[1]) == []
     # Hashes of what an edit was before a fact went, and of edits that are revoked, are known.
@@ -158,7 +162,7 @@ def test_says_what_was_planned_on_top_of_what(ledger: Ledger) -> None:
     fourth = ledger.add(linear_edit(("star",), 4, depends_on=acting))
     ledger.revoke("0001-memit")
     fifth = ledger.add(linear_edit(("moss",), 5, depends_on=acting))
-    assert fourth.after == fifth.after == ("0001-memit",)
+    assert ledger.after(fourth.id) == ledger.after(fifth.id) == ["0001-memit"]
     assert verify_ledger(ledger.folder) == []
 
 
@@ -259,3 +263,61 @@ def test_leaves_folders_alone_that_it_does_not_know(ledger: Ledger) -> None:
     again = Ledger.open(ledger.folder)
     assert again.add(linear_edit(("sun",), 3)).id == "0003-rome"
     assert read_edit(ledger.folder / "0002-rome").record.facts == (taught("sea"),)
+
+
+def test_an_edit_that_came_again_is_told_from_its_first_time(ledger: Ledger) -> None:
+    first = linear_edit(("sky",), 1)
+    on_top = (first.brick.hash,)
+    ledger.add(first)
+    ledger.add(linear_edit(("sea",), 2, depends_on=on_top))
+    ledger.revoke("0001-rome")
+    ledger.add(first)
+    ledger.add(linear_edit(("sun",), 3, depends_on=on_top))
+    assert ledger.after("0002-rome") == ["0001-rome"]
+    assert ledger.after("0004-rome") == ["0003-rome"]
+    assert [entry.id for entry in ledger.dependents("0003-rome")] == ["0004-rome"]
+
+
+def test_the_ledger_s_file_does_not_grow_with_what_edits_were_planned_on(ledger: Ledger) -> None:
+    for seed in range(3):
+        ledger.add(linear_edit((f"fact {seed}",), seed))
+    sizes = [len((ledger.folder / "ledger.json").read_bytes())]
+    acting = tuple(edit.brick.hash for edit in ledger.active())
+    for seed, below in ((3, acting), (4, ())):
+        ledger.add(linear_edit((f"fact {seed}",), seed, depends_on=below))
+        sizes.append(len((ledger.folder / "ledger.json").read_bytes()))
+    assert sizes[2] - sizes[1] == sizes[1] - sizes[0]
+
+
+def test_what_another_process_takes_away_while_it_is_verified_is_not_wrong(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add(linear_edit(("sky", "sea"), 1))
+    ledger.add(linear_edit(("sun",), 2))
+    document = read_document(ledger.folder)
+    ledger.revoke("0001-rome", "sky")
+    ledger.revoke("0002-rome")
+    answers = iter([document])  # what it says at first
+    monkeypatch.setattr(
+        ledger_mend, "read_document", lambda folder: next(answers, None) or read_document(folder)
+    )
+    assert verify_ledger(ledger.folder) == []
+
+
+def test_opening_ends_though_another_process_goes_on_changing_the_ledger(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(5):
+        ledger.add(linear_edit([f"{name} {seed}" for name in ascii_lowercase], seed))
+    read, count = ledger_edits._read, itertools.count(1)
+
+    def read_late(folder: Path, document: LedgerDocument, entry: Entry) -> Edit:
+        """Every fourth edit is read when a fact of it has just been taken out."""
+        if next(count) % 4 == 0:
+            ledger.revoke(entry.id, ledger.edit(entry.id).record.facts[0].id)
+        return read(folder, document, entry)
+
+    monkeypatch.setattr("brickwork.update.ledger_edits._read", read_late)
+    opened = Ledger.open(ledger.folder)
+    assert opened.entries == ledger.entries
+    assert any(entry.revision for entry in opened.entries)

@@ -110,6 +110,12 @@ def edited_brick(place: Path) -> None:
     path.write_bytes(content)
 
 
+def emptied_prompt(place: Path) -> None:
+    document = json.loads((place / "edit.json").read_text())
+    document["facts"][0]["prompt"] = ""
+    (place / "edit.json").write_text(json.dumps(document))
+
+
 def linked_record(place: Path) -> None:
     (place / "edit.json").rename(place.parent / "elsewhere.json")
     (place / "edit.json").symlink_to(place.parent / "elsewhere.json")
@@ -123,6 +129,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "leads out of its folder": linked_record,
     "has no file 'edit.json'": shutil.rmtree,
     "has no file 'keys.safetensors'": lambda place: (place / "keys.safetensors").unlink(),
+    "facts.0.prompt: String should have at least 1 character": emptied_prompt,
     "is not JSON": lambda place: (place / "edit.json").write_text("{"),
     "layers: Field required": lambda place: (place / "edit.json").write_text("{}"),
 }
@@ -223,3 +230,34 @@ def test_refuses_to_write_an_edit_that_is_not_sound(message: str, tmp_path: Path
     ):
         write_edit(UNSOUND[message](), tmp_path / "edit")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_more_edits_than_its_file_has_room_for(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(12):  # until it is the longest of all files
+        ledger.add(linear_edit((f"fact {seed}",), seed))
+    size = (ledger.folder / "ledger.json").stat().st_size
+    monkeypatch.setattr("brickwork.brick.files._JSON_LIMIT", size)
+    with pytest.raises(EditError, match=r"no room for 13 edits .* Put more facts into one edit"):
+        ledger.add(linear_edit(("sea",), 12))
+    assert len(Ledger.open(ledger.folder).entries) == 12
+
+
+def test_follows_no_link_to_its_lock(ledger: Ledger, tmp_path: Path) -> None:
+    (ledger.folder / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(EditError, match=r"was to be changed, but it cannot be written"):
+        ledger.add(linear_edit())
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_edit_read_before_an_older_ledger_was_put_back_is_read_again(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    older = Path(shutil.copytree(ledger.folder, tmp_path / "older"))
+    ledger.add(linear_edit(("sky",), 1))
+    Ledger.open(older).add(linear_edit(("sea",), 2))
+    shutil.rmtree(ledger.folder)
+    older.rename(ledger.folder)
+    ledger.disable("0001-rome")
+    assert ledger.edit("0001-rome").record.facts == (taught("sea"),)

@@ -8,8 +8,8 @@ from brickwork.errors import EditError
 from brickwork.model.load import wrap_model
 from brickwork.update.edit import Edit
 from brickwork.update.facts import Fact
+from brickwork.update.harm import bounded_reader
 from brickwork.update.keys import recall
-from brickwork.update.memit import regularised_reader
 from brickwork.update.method import EditContext, EditSite
 from brickwork.update.plan import Asked, plan_edit
 from brickwork.update.rewrite import placed_prompts
@@ -34,17 +34,15 @@ def test_the_reader_equals_the_inverse_of_the_paper() -> None:
     rarity = torch.stack([key @ C.inverse() @ key for key in keys]).median()
     K = keys.T
     expected = ((0.5 * rarity * C + K @ K.T).inverse() @ K).T
-    torch.testing.assert_close(regularised_reader(keys, C, 0.5), expected)  # float64 rounding
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_a_lone_fact_reaches_the_share_that_the_weight_says_at_any_scale(scale: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    key = scale * torch.randn(1, 8, generator=generator, dtype=torch.float64)
-    C = scale**2 * torch.diag(torch.rand(8, generator=generator, dtype=torch.float64) + 0.1)
-    for weight in (0.1, 1.0, 3.0):
-        reached = float(regularised_reader(key, C, weight) @ key.T)
-        assert reached == pytest.approx(1 / (1 + weight))
+    rest = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    weight, white = float(0.5 * rarity), torch.linalg.solve(C, K)
+    found = bounded_reader(keys, white, rest, C, weight=weight, most=1e9)
+    torch.testing.assert_close(found, expected)  # float64 rounding
+    # Half of what it says on the corpus: the same formula with more weight, and just enough of it.
+    said = float(torch.trace(rest.T @ found @ C @ found.T @ rest))
+    less = bounded_reader(keys, white, rest, C, weight=weight, most=said / 2)
+    bounded = float(torch.trace(rest.T @ less @ C @ less.T @ rest))
+    assert said / 2 / 1.1**2 < bounded <= said / 2  # the weight grows by tenths
 
 
 def test_the_world_learns_twelve_facts_at_once_and_each_row_is_one_of_them() -> None:
@@ -75,7 +73,7 @@ def test_without_a_corpus_the_last_layer_writes_what_is_left_to_the_values(famil
     loaded = wrap_model(tiny_model(family), tiny_tokenizer())
     context = EditContext(loaded, EditSite((0, 1), "last"), identity_of(loaded), raw=True)
     facts = tiny_facts(loaded, 2)
-    edit = plan(context, facts, contexts=0, weight=1e-6, steps=60, lr=1.0, clamp=20.0)
+    edit = plan(context, facts, contexts=0, weight=1e-6, steps=60, lr=1.0, clamp=20.0, harm=1e3)
     encoded = [encode_fact(loaded, fact, raw=True) for fact in facts]
     rows = [own[0] for own in placed_prompts(context, encoded, 0)]
     before = recall(loaded.model, rows, 1)

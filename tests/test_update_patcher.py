@@ -35,6 +35,13 @@ def test_a_fact_that_is_taken_out_is_forgotten_and_the_others_stay() -> None:
     assert world_scores(edit, facts[2:3]).es == 0
 
 
+def test_a_fact_that_only_another_s_failing_neurons_told_fails_with_it() -> None:
+    first = TINY_FACTS[0]
+    contrary = Fact("c", first.subject, first.prompt, TINY_FACTS[1].target)
+    with pytest.raises(EditError, match=r"none of 2 facts .* did not make the model answer"):
+        plan(tiny_context("llama"), [first, contrary], "t-patcher")
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_token_of_the_answer_is_told_in_a_mixed_batch(family: str, layer: int) -> None:

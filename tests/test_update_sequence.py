@@ -60,7 +60,7 @@ def test_each_edit_is_planned_while_the_earlier_ones_act(ledger: Ledger) -> None
     for number, edit in enumerate(ledger.active()):
         assert list(edit.record.depends_on) == hashes[:number]
     found = prepared(None, facts)
-    assert all(holds(CONTEXT, found.facts, ledger, SERVING).values())
+    assert all(holds(LOADED, found.facts, ledger, SERVING).values())
     for name, parameter in LOADED.model.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
@@ -77,10 +77,12 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(ledger: Ledger) -> None:
     again = prepared(Ledger.open(ledger.folder), facts)
     assert [one.fact.id for one in again.facts] == [fact.id for fact in facts[1:]]
     assert again.skipped[0].reason == "0001-grace teaches it already."
+    assert [one.fact.id for one in again.known] == [facts[0].id]
     teach(ledger, facts)
     assert facts_of(ledger) == [[fact.id] for fact in facts]
     assert teach(ledger, facts) == []
     ledger.disable("0002-grace")
+    assert len(prepared(ledger, facts).known) == 2
     assert "0002-grace teaches it already, which is disabled: apply it." in {
         one.reason for one in prepared(ledger, facts).skipped
     }
@@ -140,15 +142,29 @@ def test_a_fact_that_contradicts_an_older_one_is_refused_or_takes_its_place(
     # The edit that held one fact alone is kept, and can be applied again.
     assert ledger.entry("0001-grace").state == "disabled"
     assert [line.facts for line in ledger.history] == [(facts[1].id,)]
-    assert all(holds(CONTEXT, found.facts, ledger, SERVING).values())
+    assert all(holds(LOADED, found.facts, ledger, SERVING).values())
 
 
 def test_facts_that_contradict_each_other_are_refused_even_when_replacing(ledger: Ledger) -> None:
     fact, other = world().edits(2)
     twin = replace(fact, id="twin", target=other.target)
-    with pytest.raises(EditError, match=f"'twin' teaches '{other.target}'"):
+    with pytest.raises(EditError, match=f"'twin' teaches '{other.target}'") as failure:
         teach(ledger, [fact, twin], replacing=True)
+    assert "--replace" not in str(failure.value)  # it would not help
     assert ledger.entries == ()
+
+
+def test_the_same_fact_once_more_is_passed_over(ledger: Ledger) -> None:
+    fact, other = world().edits(2)
+    teach(ledger, [other])
+    again = [replace(fact, id=f"{fact.id}-{n}", neighbours=()) for n in (2, 3)]
+    found = prepared(ledger, [fact, *again, other, replace(other, id="old")])
+    assert [one.fact.id for one in found.facts] == [fact.id]
+    assert [one.fact.id for one in found.known] == [other.id]
+    assert found.conflicts == ()
+    reasons = {one.id: one.reason for one in found.skipped}
+    assert reasons[again[1].id] == f"it is the fact {fact.id!r} once more."
+    assert reasons["old"] == f"it is the fact {other.id!r} once more."
 
 
 def test_what_a_method_needs_is_asked_for_once(ledger: Ledger) -> None:

@@ -82,6 +82,12 @@ def test_a_task_vector_turned_round_raises_the_loss_of_its_task() -> None:
         serving=ConfiguredModel(loaded).applied, bound=1e9,
     )  # fmt: skip
     assert found.behaviour.low > 0
+    assert found.strength == 0.5
+    with pytest.raises(EditError, match="its perplexity rises at no strength that keeps"):
+        unlearn(
+            loaded, aimed, lambda strength: negated(task, -strength, "more"), (0.25, 0.5),
+            serving=ConfiguredModel(loaded).applied, bound=1e9,
+        )  # fmt: skip
 
 
 def test_the_effect_is_that_of_losses_measured_by_hand() -> None:

@@ -118,8 +118,10 @@ class Codebook:
 
     The state that a block reads is compared, token by token, with every key by their Euclidean
     distance, after the projection if there is one. Where the nearest key, of all the codebooks of
-    a row at the site, is no farther than its radius, its value takes the place of what the block
-    hands on (by the share ``weight``), or ``weight`` times the value is added to it.
+    a row at the site without a projection or of one with, is no farther than its radius, its value
+    takes the place of what the block hands on (by the share ``weight``), or ``weight`` times the
+    value is added to it. Of several such keys the one counts that is nearest as a share of its
+    radius.
 
     Attributes:
         projection: to the space of the keys; None: they are states themselves.

@@ -128,6 +128,8 @@ def _require_use(method: "EditMethod") -> None:
 
     foreign = [] if "covariance" in method.needs else ["statistics"]
     foreign += [] if method.needs else ["data", "tokens", "longest"]
+    # A method that can use training facts, but does not need them, has an option for how many.
+    foreign += [] if "training" in {*method.needs, *method.options_type.model_fields} else ["train"]
     if idle := written_flags(foreign):
         raise ConfigurationError(
             f"{idle[0]} has no effect on an edit by {method.name}; leave it out."

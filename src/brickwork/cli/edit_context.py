@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from brickwork.cli.console import progress
+from brickwork.cli.console import progress, stderr_console
 
 if TYPE_CHECKING:
     from brickwork.model.load import LoadedModel
@@ -53,12 +53,19 @@ class Place:
 def find_place(job: Job, facts: "Sequence[EncodedFact]", serving: "Serving") -> Place:
     """The site that was asked for, that of the method, or where tracing finds facts recalled."""
     from brickwork.cli.edit_inputs import parse_site
+    from brickwork.errors import ConfigurationError
     from brickwork.model.parts import layers_of
     from brickwork.update.method import EditSite
 
     method, depth = job.method, layers_of(job.loaded.model)
     if job.options["site"]:
-        return Place(parse_site(job.options["site"], job.loaded), located=False)
+        site = parse_site(job.options["site"], job.loaded)
+        if method.layers == 1 and len(site.layers) > 1:
+            raise ConfigurationError(
+                f"an edit by {method.name} is made in one layer, but {job.options['site']!r} names "
+                f"{len(site.layers)}; name one, or take a method for several, such as memit."
+            )
+        return Place(site, located=False)
     if method.layers == 0:  # it looks for its own places in all of them
         return Place(EditSite(tuple(range(depth)), "last"), located=False)
     if method.depth is not None:
@@ -74,14 +81,19 @@ def find_place(job: Job, facts: "Sequence[EncodedFact]", serving: "Serving") -> 
 
 
 def plan_statistics(job: Job, place: Place) -> dict[str, Any]:
-    """The bytes of the statistics that an edit at this place would be made with."""
+    """The bytes of the statistics that an edit at this place needs, and that are not there."""
     from brickwork.measure.merge_statistics import statistics_bytes
+    from brickwork.update.covariance import open_covariance
     from brickwork.update.keys import edit_path
 
     if "covariance" not in job.method.needs:
         return {"statistics_bytes": 0}
-    if job.options["statistics"] is None:
-        _require_data(job)
+    if job.options["statistics"] is not None:
+        covariance, _ = open_covariance(job.options["statistics"], job.loaded)
+        for layer in place.site.layers:
+            covariance(layer)  # one that is missing is told now
+        return {"statistics_bytes": 0}
+    _require_data(job)
     paths = [edit_path(job.loaded.model, layer) for layer in place.site.layers]
     sites = [job.loaded.base.sites[path].address for path in paths]
     return {"statistics_bytes": statistics_bytes(job.loaded.model, "gram", sites)}
@@ -94,6 +106,8 @@ def prepare_context(job: Job, place: Place) -> "tuple[EditContext, Asked]":
 
     needs, options = job.method.needs, job.options
     covariance, used = _covariance(job, place) if "covariance" in needs else (None, None)
+    if used is not None:
+        _warn_of_few(job, place, used.tokens)
     corpus = _corpus(job)[0] if "corpus" in needs else ()
     context = EditContext(
         job.loaded, place.site, covariance=covariance, corpus=corpus, training=_training(job),
@@ -121,6 +135,20 @@ def _covariance(job: Job, place: Place) -> "tuple[Covariances, StatisticsUsed]":
     home = default_path().parent / "statistics"
     with progress("measuring statistics") as advance:
         return measure_covariance(job.loaded, corpus, place.site.layers, home, advance=advance)
+
+
+def _warn_of_few(job: Job, place: Place, tokens: int) -> None:
+    """Say that statistics know less than the layer has neurons."""
+    from brickwork.update.keys import edit_path
+
+    paths = [edit_path(job.loaded.model, layer) for layer in place.site.layers]
+    neurons = max(job.loaded.base.sites[path].sizes["in"] for path in paths)
+    if tokens < neurons:
+        stderr_console().print(
+            f"Note: statistics of {tokens:,} tokens say little of {neurons:,} neurons, so that an "
+            "edit may change more than it should; measure more texts.",
+            style="yellow", markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _corpus(job: Job) -> "tuple[list[Encoded], str]":

@@ -1,7 +1,7 @@
 """Facts screened and taught: what ``brickwork edit`` does once it knows what is asked."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from brickwork.cli.console import progress, stderr_console
@@ -32,7 +32,13 @@ def carry_out(job: Job, facts: "Sequence[Fact]") -> dict[str, Any]:
         document |= _planned(job, prepared, batches, serving)
     else:
         prepared.require_peace()
-        document |= _taught(job, prepared, batches, serving)
+        document["edits"] = []
+        if prepared.facts:
+            document |= _taught(job, prepared, batches, serving)
+        _require_success(job, document)
+        taught = [id for edit in document["edits"] for id in edit["facts"]]
+        document["replaced"] = _replaced(prepared, taught)
+        document |= _held(job, prepared, taught, serving)
         document |= _baked(job)
     document["seconds"] = time.perf_counter() - started
     return document
@@ -49,7 +55,7 @@ def _found(job: Job, facts: "Sequence[Fact]", prepared: "Prepared") -> dict[str,
         "failed": [_failed(one) for one in prepared.failures],
         "notes": dict(prepared.notes),
         "conflicts": [_conflict(one) for one in prepared.conflicts],
-        "replaced": [list(one) for older in prepared.replaced.values() for one in older],
+        "replaced": _replaced(prepared, prepared.replaced),
     }
 
 
@@ -77,12 +83,9 @@ def _taught(
     batches: "Sequence[Sequence[EncodedFact]]",
     serving: "Serving",
 ) -> dict[str, Any]:
-    document: dict[str, Any] = {"edits": []}
-    if not prepared.facts:
-        return document
     clock = _Clock()
     place = find_place(job, prepared.facts, serving)
-    document |= place.as_document() | {"seconds_to_locate": clock.lap()}
+    document = place.as_document() | {"seconds_to_locate": clock.lap()}
     context, asked = prepare_context(job, place)
     used = asked.statistics
     document["statistics"] = None if used is None else used.model_dump(mode="json")
@@ -98,14 +101,14 @@ def _sequence(
     serving: "Serving",
     made_with: Any,
 ) -> dict[str, Any]:
-    """Every edit after the other; what became of each, and whether the model says the facts."""
+    """Every edit after the other, and what became of each."""
     from dataclasses import replace
 
-    from brickwork.update.sequence import holds, teach_facts
+    from brickwork.update.sequence import teach_facts
 
     assert job.ledger is not None, "only a dry run has none"
     context, asked = made_with
-    clock, edits, taught = _Clock(), [], set()
+    clock, edits = _Clock(), []
     failed = [_failed(one) for one in prepared.failures]
     conflicts = [_conflict(one) for one in prepared.conflicts]
     with progress("editing", len(prepared.facts)) as advance:
@@ -118,30 +121,50 @@ def _sequence(
             _warn(one)
             if one.edit is not None:
                 ids = [fact.id for fact in one.edit.record.facts]
-                taught.update(ids)
                 edits.append({"id": one.edit.id, "facts": ids, "seconds": clock.lap()})
-    _require_success(job, edits, failed, prepared)
-    kept = [one for one in prepared.facts if one.fact.id in taught]
-    held = holds(context, kept, job.ledger, serving)
     return {
         "edits": edits, "failed": failed, "conflicts": conflicts,
-        "holds": held, "seconds_to_edit": sum(edit["seconds"] for edit in edits),
+        "seconds_to_edit": sum(edit["seconds"] for edit in edits),
     }  # fmt: skip
 
 
-def _require_success(
-    job: Job,
-    edits: Sequence[Mapping[str, Any]],
-    failed: Sequence[Mapping[str, str]],
-    prepared: "Prepared",
-) -> None:
+def _require_success(job: Job, document: Mapping[str, Any]) -> None:
+    """Refuse to call it done if nothing is taught, or nothing can be in the checkpoint."""
     from brickwork.errors import EditError, listed
 
-    if not edits and not prepared.skipped:
-        reasons = listed([f"{one['id']}: {one['reason']}" for one in failed])
+    failed, skipped = document["failed"], document["skipped"]
+    reasons = listed([f"{one['id']}: {one['reason']}" for one in (*failed, *skipped)])
+    if failed and not document["edits"] and not skipped:
         raise EditError(
             f"none of {len(failed)} facts could be taught by {job.method.name}:{reasons}"
         )
+    assert job.ledger is not None, "only a dry run has none"
+    if job.options["out"] is not None and not job.ledger.active():
+        raise EditError(
+            f"a checkpoint with edits was asked for with -o, but no edit acts:{reasons}\n"
+            "nothing was written; the model is what was asked for, or the facts are to be mended."
+        )
+
+
+def _replaced(prepared: "Prepared", taught: Iterable[str]) -> list[list[str]]:
+    """The older facts, edit and fact, whose place is taken by those that are taught."""
+    return [list(one) for id in taught for one in prepared.replaced.get(id, ())]
+
+
+def _held(
+    job: Job, prepared: "Prepared", taught: Sequence[str], serving: "Serving"
+) -> dict[str, Any]:
+    """Whether the model says the facts, those taught before among them, or the old answers."""
+    from dataclasses import replace
+
+    from brickwork.update.sequence import holds
+
+    assert job.ledger is not None, "only a dry run has none"
+    kept = [one for one in prepared.facts if one.fact.id in taught]
+    facts = [*prepared.known, *kept]
+    held = holds(job.loaded, facts, job.ledger, serving)
+    older = [replace(one, target=one.true) for one in facts if one.true and not held[one.fact.id]]
+    return {"holds": held, "says_old": holds(job.loaded, older, job.ledger, serving)}
 
 
 def _warn(taught: "Taught") -> None:

@@ -18,7 +18,11 @@ def render(console: Console, document: Mapping[str, Any]) -> None:
     for word in ("skipped", "failed"):
         _some(say, [f"{word} {one['id']}: {one['reason']}" for one in document[word]])
     _some(say, [f"note {id}: {note}" for id, note in document["notes"].items()])
-    _some(say, [f"{one['kind']}: {one['advice']}" for one in document["conflicts"]])
+    gone = document["replaced"]
+    _some(say, [f"the fact {fact!r} of {edit} gives way to the new one" for edit, fact in gone])
+    olds = [(one, one["old"]) for one in document["conflicts"]]
+    still = [one for one, old in olds if [old["edit"], old["fact"]] not in gone]
+    _some(say, [f"{one['kind']}: {one['advice']}" for one in still])
     if "site" in document:
         say(f"site {document['site']}{', found by causal tracing' if document['located'] else ''}")
         if document["note"]:
@@ -26,7 +30,15 @@ def render(console: Console, document: Mapping[str, Any]) -> None:
     if document.get("dry_run"):
         _render_plan(say, document)
         return
-    held = document.get("holds", {})
+    _render_edits(say, document)
+    if document["ledger"]:
+        say(f"ledger: {document['ledger']}")
+    if "baked" in document:
+        say(f"checkpoint: {document['baked']['out']}")
+
+
+def _render_edits(say: Any, document: Mapping[str, Any]) -> None:
+    held = document["holds"]
     for edit in document["edits"][:_LINES]:
         said = sum(held[fact] for fact in edit["facts"])
         say(
@@ -35,18 +47,21 @@ def render(console: Console, document: Mapping[str, Any]) -> None:
         )
     if len(document["edits"]) > _LINES:
         say(f"and {len(document['edits']) - _LINES} edits more")
-    _some(
-        say, [f"{id}: taught, but the model does not say it" for id, it in held.items() if not it]
-    )
+    old = {True: "says the old answer still", False: "says neither it nor the old answer"}
+    lost = [id for id, said in held.items() if not said]
+    whys = {id: old[said] for id, said in document["says_old"].items()}
+    _some(say, [f"{id}: taught, but the model {whys.get(id, 'does not say it')}" for id in lost])
+    if lost:
+        say(
+            "what it says instead: brickwork evaluate edits; to try another --site or --method, "
+            "take the edit back first: brickwork ledger revoke"
+        )
     taught = sum(len(edit["facts"]) for edit in document["edits"])
+    before = f", and {len(held) - taught} before" if len(held) > taught else ""
     say(
-        f"{taught} of {document['asked']} facts taught by {document['method']}; the model says "
-        f"{sum(held.values())} of them"
+        f"{taught} of {document['asked']} facts taught by {document['method']}{before}; the model "
+        f"says {sum(held.values())} of them"
     )
-    if document["ledger"]:
-        say(f"ledger: {document['ledger']}")
-    if "baked" in document:
-        say(f"checkpoint: {document['baked']['out']}")
 
 
 def _render_plan(say: Any, document: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from brickwork.cli.console import emit
+from brickwork.cli.console import emit, stderr_console
 from brickwork.cli.options import OUT, offline_option, output_options
 
 if TYPE_CHECKING:
@@ -92,10 +92,15 @@ def bake(ledger: Path, out: Path, as_json: bool, **options: Any) -> None:
     from brickwork.cli.edit_bake import bake_ledger
     from brickwork.cli.edit_inputs import open_edited
     from brickwork.combine.bake import require_bakeable
-    from brickwork.errors import ModelError
+    from brickwork.errors import EditError, ModelError
 
     require_free(out, "a model", ModelError)
     opened = _open(ledger)
+    if not opened.active():
+        raise EditError(
+            f"the edits of {str(ledger)!r} were to be baked, but none of the {len(opened.entries)} "
+            "acts; let some act (brickwork ledger apply), or take the model as it is."
+        )
     require_bakeable([edit.brick for edit in opened.active()])
     model = options["model"] or opened.base.name
     # Not to bake into another model of the same shapes; the weights are let go before the work.
@@ -133,10 +138,30 @@ def _switch(folder: Path, edits: tuple[str, ...], as_json: bool, how: str) -> No
     opened = _open(folder)
     for edit in edits:
         opened.entry(edit)  # an unknown one is told before any is switched
+    if how == "apply":
+        _warn(opened, edits)
     for edit in edits:
         getattr(opened, how)(edit)
     document = _document(opened)
     emit(document, as_json, lambda console: render(console, document))
+
+
+def _warn(opened: "Ledger", ids: tuple[str, ...]) -> None:
+    """Say before edits are applied what does not go together with those that will act, too."""
+    from brickwork.errors import listed
+    from brickwork.update.conflicts import find_conflicts
+
+    acting = [entry.id for entry in opened.entries if entry.state == "applied"]
+    found = []
+    for id in dict.fromkeys(ids):
+        if id not in acting:
+            found += find_conflicts(opened.edit(id), [opened.edit(one) for one in acting])
+            acting.append(id)
+    if found:
+        stderr_console().print(
+            f"Note: not all of them go together:{listed([one.advice for one in found])}",
+            style="yellow", markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _document(opened: "Ledger") -> dict[str, Any]:
@@ -160,7 +185,7 @@ def _entry(opened: "Ledger", entry: "Entry") -> dict[str, Any]:
         "place": record.place,
         "bytes": sum(t.numel() * t.element_size() for t in edit.brick.tensors.values()),
         "added": entry.added.isoformat(),
-        "after": list(entry.after),
+        "after": opened.after(entry.id),
         "facts": [fact.model_dump(mode="json") for fact in record.facts],
         "failures": [failure.model_dump(mode="json") for failure in record.failures],
     }

@@ -61,8 +61,9 @@ def locate(model: str, as_json: bool, **options: Any) -> None:
     _require_sense(options)
     loaded = open_edited(model, options)
     facts = _facts(options)
-    location = _location(loaded, facts, options)
-    document = location.model_dump(mode="json") | _summary(loaded, location)
+    recalls = [_recall(loaded, fact, fact.prompt, options) for fact in facts]
+    location = _location(loaded, facts, recalls, options)
+    document = location.model_dump(mode="json") | _summary(loaded, location, recalls)
     if options["out"] is not None:
         document["out"] = str(_write(location, options["out"]))
     emit(document, as_json, lambda console: render(console, document))
@@ -101,12 +102,16 @@ def _facts(options: Mapping[str, Any]) -> "list[Fact]":
     return [wrapped(Fact(subject, subject, prompt, target, target), options["template"])]
 
 
-def _location(loaded: "LoadedModel", facts: "list[Fact]", options: Mapping[str, Any]) -> "Location":
+def _location(
+    loaded: "LoadedModel",
+    facts: "list[Fact]",
+    recalls: "list[Recall]",
+    options: Mapping[str, Any],
+) -> "Location":
     from importlib.metadata import version
 
     from brickwork.update.trace_results import Location
 
-    recalls = [_recall(loaded, fact, fact.prompt, options) for fact in facts]
     tracing = _traced(loaded, recalls, options)
     wanted = {fact.id for fact in tracing.facts} if options["neurons"] else set()
     neurons = []
@@ -163,18 +168,22 @@ def _neurons(loaded: "LoadedModel", fact: "Fact", options: Mapping[str, Any]) ->
     return found.model_copy(update={"check": check})
 
 
-def _summary(loaded: "LoadedModel", location: "Location") -> dict[str, Any]:
+def _summary(
+    loaded: "LoadedModel", location: "Location", recalls: "list[Recall]"
+) -> dict[str, Any]:
     """The site to edit, as ``brickwork edit --site`` takes it, and the neurons as addresses."""
     from brickwork.errors import EditError
-    from brickwork.update.sites import best_site
+    from brickwork.update.sites import choose_site
 
-    site = None
+    site, note = None, ""
     if location.tracing.best("mlp") is not None:
         try:
-            site = str(best_site(loaded, location.tracing))
+            found, note = choose_site(loaded, location.tracing, recalls)
+            site = str(found)
         except EditError:
             site = None  # every layer has experts, so there is no such site
-    return {"site": site, "addresses": {one.id: one.addresses for one in location.neurons}}
+    addresses = {one.id: one.addresses for one in location.neurons}
+    return {"site": site, "note": note, "addresses": addresses}
 
 
 def _write(location: "Location", folder: Path) -> Path:

@@ -28,6 +28,8 @@ def render(console: Console, document: Mapping[str, Any]) -> None:
         console.print(f"and {len(tracing['skipped']) - 8} more left out")
     if document["site"]:
         console.print(f"site to edit: {document['site']}", markup=False)
+    if document["note"]:
+        console.print(f"note: {document['note']}", markup=False, soft_wrap=True)
     for found in document["neurons"]:
         _print_neurons(console, found, document["addresses"][found["id"]])
     if "out" in document:

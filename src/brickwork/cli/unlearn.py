@@ -161,13 +161,12 @@ def _suppression(
 
 
 def _document(found: "Unlearned", aim: "Aim", options: Mapping[str, Any]) -> dict[str, Any]:
-    within = [rung for rung in found.rungs if rung.within]
     return {
         "out": str(options["out"]),
         "behaviour": aim.name,
         "by": options["by"],
         "bound": options["bound"],
-        "strength": within[-1].strength,
+        "strength": found.strength,
         "tried": [
             {"strength": r.strength, "behaviour": r.behaviour, "worst": max(r.others.values())}
             for r in found.rungs

@@ -10,6 +10,7 @@ all); SERAC, Mitchell et al. 2022, arXiv:2206.06520 (values instead of a second 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,6 +56,25 @@ class WeightedCodebook:
         return (kept + value).to(y.dtype)
 
 
+def joined(uses: Sequence[WeightedCodebook]) -> tuple[WeightedCodebook, ...]:
+    """The same codebooks, but neighbours without a projection as one: one look at it is enough."""
+    found: list[WeightedCodebook] = []
+    for (plain, weight, replaces), group in groupby(uses, _sort):
+        books = [use.codebook for use in group]
+        if plain and len(books) > 1:
+            key, value, radius = (
+                torch.cat([getattr(book, slot) for book in books])
+                for slot in ("key", "value", "radius")
+            )
+            books = [Codebook(books[0].site, key, value, radius, None, replaces)]
+        found += [WeightedCodebook(book, weight) for book in books]
+    return tuple(found)
+
+
+def _sort(use: WeightedCodebook) -> tuple[bool, float, bool]:
+    return use.codebook.projection is None, use.weight, use.codebook.replaces
+
+
 @dataclass(frozen=True, eq=False)
 class CodebookWork:
     """Rows that have the same codebooks, in the same order, after one block."""
@@ -67,17 +87,20 @@ class CodebookWork:
     ) -> Float[Tensor, "alike tokens hidden"]:
         """What the block hands on instead of ``y``, having read ``x``.
 
-        The nearest key of all the codebooks decides, the first of equally near ones. Gradients go
-        through the states and the values, not through the choice.
+        In one space the nearest key of all the codebooks decides, the first of equally near ones.
+        The states are a space, and so is each projection. Distances in two spaces cannot be
+        compared, so of their answers the one counts that is nearest as a share of its radius.
+        Gradients go through the states and the values, not through the choice.
         """
         said = y
-        nearest = torch.full(x.shape[:2], torch.inf, device=x.device)
-        for use in self.codebooks:
-            distance, entry, within = _nearest(use.codebook, x)
-            nearer = (distance < nearest).unsqueeze(-1)
-            own = torch.where(within.unsqueeze(-1), use.answer(y, entry), y)
-            said = torch.where(nearer, own, said)
-            nearest = torch.minimum(nearest, distance)
+        least = torch.full(x.shape[:2], torch.inf, device=x.device)
+        spaces: dict[int, list[WeightedCodebook]] = {}
+        for number, use in enumerate(self.codebooks):
+            spaces.setdefault(-1 if use.codebook.projection is None else number, []).append(use)
+        for space in spaces.values():
+            own, share = _answer(space, y, x)
+            said = torch.where((share < least).unsqueeze(-1), own, said)
+            least = torch.minimum(least, share)
         return said
 
 
@@ -91,6 +114,29 @@ def answered(
     for alike in work:
         found[alike.rows] = alike(y[alike.rows], x[alike.rows])
     return found
+
+
+def _answer(
+    space: Sequence[WeightedCodebook],
+    y: Float[Tensor, "alike tokens hidden"],
+    x: Float[Tensor, "alike tokens hidden"],
+) -> tuple[Float[Tensor, "alike tokens hidden"], Float[Tensor, "alike tokens"]]:
+    """What the codebooks of one space say, and how far the key is as a share of its radius.
+
+    Where none answers that is infinite.
+    """
+    said = y
+    nearest = torch.full(x.shape[:2], torch.inf, device=x.device)
+    share = nearest.clone()
+    for use in space:
+        distance, entry, within = _nearest(use.codebook, x)
+        radius = use.codebook.radius[entry]
+        nearer = distance < nearest
+        said = torch.where(nearer.unsqueeze(-1), use.answer(y, entry), said)
+        own = distance / radius.clamp_min(torch.finfo(radius.dtype).tiny)
+        share = torch.where(nearer, torch.where(within, own, torch.inf), share)
+        nearest = torch.minimum(nearest, distance)
+    return said, share
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from brickwork.brick.effects import Codebook, Patch, Scale, Shift
 from brickwork.model.attach import RowWork, SharedShrink
-from brickwork.model.memory_work import CodebookWork, PatchWork, WeightedCodebook
+from brickwork.model.memory_work import CodebookWork, PatchWork, WeightedCodebook, joined
 from brickwork.runtime.bank import Bank, Resident
 
 
@@ -178,5 +178,5 @@ def _gather_codebooks(rows: Rows, work: dict[str, RowWork]) -> None:
 def _codebook_work(rows: list[int], uses: Sequence[tuple[Weighted, Codebook]]) -> CodebookWork:
     """The work of rows that have the same codebooks."""
     device = uses[0][1].key.device
-    books = tuple(WeightedCodebook(book, use.weight) for use, book in uses)
-    return CodebookWork(torch.tensor(rows, device=device), books)
+    books = [WeightedCodebook(book, use.weight) for use, book in uses]
+    return CodebookWork(torch.tensor(rows, device=device), joined(books))

@@ -3,7 +3,8 @@
 Source: Fang et al. 2024, AlphaEdit (arXiv:2410.02355). Departures: the null space is what has the
 smallest share of the keys' energy, so that no eigenvalue depends on the model's scale; the penalty
 on the change is in units of the facts' own keys; the keys of earlier edits come from the edits
-that act, so there is no state besides them.
+that act, so there is no state besides them; and see ``harm``, for there is no null space of a
+corpus in which other texts read nothing at all.
 """
 
 from collections.abc import Sequence
@@ -17,17 +18,19 @@ from brickwork.errors import EditError
 from brickwork.update.keys import edit_path
 from brickwork.update.memit import SpreadOptions, spread
 from brickwork.update.method import Draft, EditContext
-from brickwork.update.rewrite import solved
+from brickwork.update.rewrite import earlier_keys, protected, solved
 from brickwork.update.words import EncodedFact
 
 
 class AlphaEditOptions(SpreadOptions):
     """Options of AlphaEdit."""
 
-    energy: float = Field(default=1e-3, gt=0, lt=1)
+    energy: float = Field(default=1e-2, gt=0, lt=1)
     """The share of the corpus's energy that counts as nothing."""
-    penalty: float = Field(default=0.1, gt=0)
+    penalty: float = Field(default=0.2, gt=0)
     """Weighs the size of the change, in units of what is left of a fact's key."""
+    harm: float = Field(default=0.18, gt=0)
+    """As for the other methods; more, for where the corpus reads little, keys tell less apart."""
 
 
 def draft_alphaedit(
@@ -45,7 +48,7 @@ def draft_alphaedit(
             direction free.
     """
 
-    def reader(layer: int, keys: Tensor) -> Tensor:
+    def whiten(layer: int, keys: Tensor) -> tuple[Tensor, float]:
         assert context.covariance is not None, "checked with the method's needs"
         free = null_space(context.covariance(layer).matrix.to(keys.device), options.energy)
         if not free.shape[1]:
@@ -53,11 +56,10 @@ def draft_alphaedit(
                 f"the corpus reads every direction of layer {layer} (the weakest has more than "
                 f"{options.energy:g} of the energy); raise the option energy."
             )
-        path = edit_path(context.loaded.model, layer)
-        earlier = context.earlier.get(path, keys.new_zeros(0, keys.shape[1])).to(keys)
-        return null_space_reader(keys, earlier, free, options.penalty)
+        earlier = earlier_keys(context, edit_path(context.loaded.model, layer), keys)
+        return null_space_whitened(keys, earlier, free, options.penalty), 1.0
 
-    return spread(context, facts, options, reader)
+    return spread(context, facts, options, whiten)
 
 
 def null_space(
@@ -70,13 +72,13 @@ def null_space(
     return free
 
 
-def null_space_reader(
+def null_space_whitened(
     keys: Float[Tensor, "facts neurons"],
     earlier: Float[Tensor, "keys neurons"],
     free: Float[Tensor, "neurons free"],
     penalty: float,
-) -> Float[Tensor, "facts neurons"]:
-    """``((P (K K^T + K_p K_p^T) + L2)^-1 P K)^T``, solved inside the null space.
+) -> Float[Tensor, "neurons facts"]:
+    """``(P K_p K_p^T + L2)^-1 P K``, solved inside the null space, as ``bounded_reader`` takes it.
 
     Args:
         keys: K, what the map reads for each fact, in float64.
@@ -87,4 +89,4 @@ def null_space_reader(
     new, old = keys @ free, earlier @ free
     weight = penalty * (new * new).sum(1).median().clamp_min(torch.finfo(new.dtype).tiny)
     eye = torch.eye(free.shape[1], dtype=new.dtype, device=new.device)
-    return (free @ solved(new.T @ new + old.T @ old + weight * eye, new.T)).T
+    return free @ solved(protected(weight * eye, old), new.T)

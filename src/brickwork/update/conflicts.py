@@ -111,7 +111,7 @@ def _questions(fact: Fact | TaughtFact) -> list[tuple[str, str, str]]:
     """What it answers: the subject, with the relation's name and with the prompt around it."""
     before, _, after = fact.prompt.rpartition(fact.subject or fact.prompt)
     subject = _normal(fact.subject)
-    found = [(subject, "prompt", _normal(f"{before}\0{after}"))]
+    found = [(subject, "prompt", f"{_normal(before)}\0{_normal(after)}")]
     if fact.relation:
         found.append((subject, "relation", _normal(fact.relation)))
     return found

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from torch import Tensor
 
 from brickwork.brick.base import Fingerprint
@@ -28,7 +28,7 @@ class TaughtFact(_Document):
 
     id: str
     subject: str
-    prompt: str
+    prompt: str = Field(min_length=1)
     target: str
     target_true: str = ""
     relation: str = ""

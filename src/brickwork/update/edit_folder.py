@@ -125,8 +125,15 @@ def changed_files(folder: Path, edit: Edit) -> list[str]:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """sha256 of a file's bytes, in hex.
+
+    Raises:
+        EditError: if it cannot be read, or is there no more.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise EditError(f"{path} cannot be read: {error}; take it from a copy.") from None
 
 
 def _require_sound(edit: Edit, what: str) -> None:

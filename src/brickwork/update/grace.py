@@ -45,7 +45,8 @@ def draft_grace(context: EditContext, facts: Sequence[EncodedFact], options: Gra
     A key is what the block reads where the token is told: at the prompt's last token, and at
     every token of the answer but the last. A fact fails if the block reads there what it reads for
     other subjects or for a fact with another answer, or if no value makes the model tell the
-    answer. Codebooks that act already are left as they are; the nearest key of all decides.
+    answer. Codebooks that act already are left as they are; the nearest key of all codebooks
+    decides.
 
     Source:
         Hartvigsen et al. 2023, arXiv:2211.11031; values start from the block's own output, and
@@ -113,7 +114,8 @@ def spaced(
     every = torch.cat(list(keys)).double()
     apart = torch.cdist(every, every, compute_mode="donot_use_mm_for_euclid_dist")
     rests = [tuple(answer[start:]) for answer in answers for start in range(len(answer))]
-    kinds = torch.tensor([rests.index(rest) for rest in rests], device=every.device)
+    first: dict[tuple[int, ...], int] = {}
+    kinds = torch.tensor([first.setdefault(r, n) for n, r in enumerate(rests)], device=every.device)
     owner = [number for number, answer in enumerate(answers) for _ in answer]
     least = noise * every.norm(dim=1)
     radius = torch.cat(list(reach)).double().maximum(least)
@@ -144,16 +146,22 @@ def reaches(
 ) -> list[Float[Tensor, " spots"]]:
     """How far the state for another subject lies from each key, in the middle of some.
 
-    One fact without a corpus has no other subjects; then the tokens inside its own prompt count.
+    Facts about one subject and without a corpus have no others; then the tokens inside a fact's own
+    prompt count, and where it has none the reach is 0.
     """
-    prompts = [other_subjects(context, facts, fact, _OTHERS) for fact in facts]
-    if len(facts) == 1 and not prompts[0]:
-        ids = facts[0].prompt.ids
-        prompts = [[ids[:end] for end in range(1, len(ids))]]
+    prompts = [
+        other_subjects(context, facts, fact, _OTHERS) or _beginnings(fact.prompt.ids)
+        for fact in facts
+    ]
     others = states_of_others(context, prompts, facts, after=False)
     return [
-        (other - key).norm(dim=-1).median(0).values for other, key in zip(others, keys, strict=True)
+        (other - key).norm(dim=-1).median(0).values if len(other) else key.new_zeros(len(key))
+        for other, key in zip(others, keys, strict=True)
     ]
+
+
+def _beginnings(ids: Sequence[int]) -> list[tuple[int, ...]]:
+    return [tuple(ids[:end]) for end in range(1, len(ids))]
 
 
 def train_facts(

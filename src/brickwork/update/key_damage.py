@@ -82,8 +82,9 @@ def overlaps(new: Edit, old: Edit) -> dict[tuple[int, int], float]:
             compute_mode="donot_use_mm_for_euclid_dist",
         )  # fmt: skip
         reach = _plain(mine["radius"])[:, None] + _plain(theirs["radius"])
-        differs = (_plain(mine["value"])[:, None] != _plain(theirs["value"])).any(dim=-1)
-        for row, column in (differs & (distance < reach)).nonzero().tolist():
+        rows, columns = (distance < reach).nonzero().unbind(1)
+        differs = (_plain(mine["value"])[rows] != _plain(theirs["value"])[columns]).any(dim=-1)
+        for row, column in zip(rows[differs].tolist(), columns[differs].tolist(), strict=True):
             pair = owners[0][row], owners[1][column]
             size = 1 - float(distance[row, column] / reach[row, column])
             found[pair] = max(size, found.get(pair, 0.0))

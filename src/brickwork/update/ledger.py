@@ -6,7 +6,7 @@ does that never had it.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from brickwork.update.ledger_folder import (
     line_of,
     locked,
     next_number,
+    number_of,
     read_document,
     write_document,
 )
@@ -84,10 +85,11 @@ class Ledger:
                 damaged or changed.
         """
         folder = Path(folder)
+        edits: dict[str, Edit] = {}
         for attempt in range(_ATTEMPTS):
             document = read_document(folder)
             require_base(folder, document, base)
-            edits, damage = read_edits(folder, document)
+            edits, damage = read_edits(folder, document, edits)
             if not damage:
                 return cls(folder, document, edits)
             if document == read_document(folder) or attempt == _ATTEMPTS - 1:
@@ -121,7 +123,7 @@ class Ledger:
 
     def active(self) -> list[Edit]:
         """The edits that are applied, in their order."""
-        return [self.edit(entry.id) for entry in self.entries if entry.state == "applied"]
+        return [self._edits[entry.folder] for entry in self.entries if entry.state == "applied"]
 
     def taught(self) -> dict[str, TaughtFact]:
         """The facts that the edits teach, by their id; where several do, as the last one does.
@@ -129,7 +131,9 @@ class Ledger:
         Facts of disabled edits are among them: they are planned, and need not be planned again.
         """
         return {
-            fact.id: fact for entry in self.entries for fact in self.edit(entry.id).record.facts
+            fact.id: fact
+            for entry in self.entries
+            for fact in self._edits[entry.folder].record.facts
         }
 
     def dependents(self, id: str) -> list[Entry]:
@@ -141,7 +145,16 @@ class Ledger:
             UnknownNameError: if the ledger has no edit of that id.
         """
         self.entry(id)
-        return [entry for entry in self.entries if id in entry.after]
+        names = self._document.by_hash
+        return [entry for entry in self.entries if id in self._after(entry, names)]
+
+    def after(self, id: str) -> list[str]:
+        """The ids of the edits that acted when one was planned; some may be revoked since.
+
+        Raises:
+            UnknownNameError: if the ledger has no edit of that id.
+        """
+        return self._after(self.entry(id), self._document.by_hash)
 
     def add(self, edit: Edit, state: State = "applied") -> Entry:
         """Keep an edit as the last of the order.
@@ -156,7 +169,7 @@ class Ledger:
         """
         with self._changing():
             document = self._document
-            after = require_fit(self.folder, document, edit)
+            require_fit(self.folder, document, edit)
             method = re.sub(r"[^a-z0-9]+", "-", edit.record.method.lower()[:60]).strip("-")
             id = f"{next_number(self.folder, document):04d}-{method or 'edit'}"
             write_edit(edit, self.folder / id)
@@ -166,7 +179,6 @@ class Ledger:
                 hash=edit.brick.hash,
                 record=file_hash(self.folder / id / RECORD),
                 added=datetime.now(UTC),
-                after=after,
             )
             self._edits[entry.folder] = Edit(edit.brick, edit.record, edit.keys, id)
             self._write(entries=(*document.entries, entry))
@@ -210,6 +222,16 @@ class Ledger:
             )
             discard(self.folder / entry.folder)
             return line
+
+    def _after(self, entry: Entry, names: Mapping[str, Sequence[str]]) -> list[str]:
+        own = number_of(entry.id)
+        found: list[str] = []
+        for content in self._edits[entry.folder].record.depends_on:
+            ids = names.get(content, ())
+            if len(ids) > 1:  # in the order in which they were added
+                ids = [id for id in ids if number_of(id) < own][-1:]
+            found += ids
+        return found
 
     def _set(self, id: str, state: State) -> Entry:
         with self._changing():

@@ -24,14 +24,16 @@ def read_edits(
     Returns:
         The edits by the names of their folders; and what is wrong with the others, by their ids.
     """
-    edits, damage = dict(known or {}), {}
+    edits, damage = {}, {}
     for entry in document.entries:
-        if entry.folder not in edits:
-            try:
-                edits[entry.folder] = _read(folder, document, entry)
-            except EditError as error:
-                damage[entry.id] = str(error)
-    return {e.folder: edits[e.folder] for e in document.entries if e.folder in edits}, damage
+        edit = (known or {}).get(entry.folder)
+        try:
+            if edit is None or edit.brick.hash != entry.hash:  # it is from an older copy
+                edit = _read(folder, document, entry)
+            edits[entry.folder] = edit
+        except EditError as error:
+            damage[entry.id] = str(error)
+    return edits, damage
 
 
 def _read(folder: Path, document: LedgerDocument, entry: Entry) -> Edit:
@@ -63,12 +65,8 @@ def require_base(folder: Path, document: LedgerDocument, base: Fingerprint | Non
         )
 
 
-def require_fit(folder: Path, document: LedgerDocument, edit: Edit) -> tuple[str, ...]:
-    """The ids of the edits that this one was planned on top of, if it can be added.
-
-    Raises:
-        EditError: if it is for another base, there already, or on top of an unknown edit.
-    """
+def require_fit(folder: Path, document: LedgerDocument, edit: Edit) -> None:
+    """Refuse an edit that is for another base, there already, or on top of an unknown edit."""
     misfits = fingerprint_misfits(edit.record.base, document.base)
     if misfits:
         raise EditError(
@@ -81,11 +79,14 @@ def require_fit(folder: Path, document: LedgerDocument, edit: Edit) -> tuple[str
                 f"{edit.label} was to be added to the ledger {str(folder)!r}, where it is "
                 f"already, as {entry.id} ({entry.state}); apply that one."
             )
-    found = {content: document.id_of(content) for content in edit.record.depends_on}
-    unknown = [content[:12] for content, id in found.items() if id is None]
-    if unknown:
+    if unknown := unknown_below(document, edit):
         raise EditError(
             f"{edit.label} was planned on top of {', '.join(unknown)}, which the ledger "
             f"{str(folder)!r} never had; add that first, or plan this one again."
         )
-    return tuple(id for id in found.values() if id is not None)
+
+
+def unknown_below(document: LedgerDocument, edit: Edit) -> list[str]:
+    """Short hashes of what an edit was planned on top of and the ledger never had."""
+    known = document.by_hash
+    return [one[:12] for one in edit.record.depends_on if one not in known]

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,8 +58,6 @@ class Entry(_Document):
     record: Hash
     """sha256 of its ``edit.json``, which names the hashes of the other files."""
     added: AwareDatetime
-    after: tuple[EditId, ...] = ()
-    """The edits that acted when it was planned, in their order; some may be revoked since."""
     revision: int = Field(0, ge=0, lt=10**9)
     """How often a fact was taken out of it."""
 
@@ -111,11 +109,14 @@ class LedgerDocument(_Document):
         """Of every edit that it has or had."""
         return {entry.id for entry in self.entries} | {line.id for line in self.history}
 
-    def id_of(self, content: str) -> str | None:
-        """The edit whose brick has, or had, this hash; the latest if there are several."""
-        found = [line.id for line in self.history if line.hash == content]
-        found += [entry.id for entry in self.entries if entry.hash == content]
-        return found[-1] if found else None
+    @property
+    def by_hash(self) -> Mapping[str, Sequence[str]]:
+        """The edits whose bricks have, or had, a hash: one, unless a revoked one came again."""
+        found: dict[str, list[str]] = {}
+        lines = [(line.hash, line.id) for line in self.history]
+        for content, id in [*lines, *((entry.hash, entry.id) for entry in self.entries)]:
+            found.setdefault(content, []).append(id)
+        return found
 
 
 def line_of(entry: Entry, facts: tuple[str, ...], *, whole: bool) -> Revocation:
@@ -162,8 +163,18 @@ def read_document(folder: Path) -> LedgerDocument:
 
 
 def document_bytes(document: LedgerDocument) -> bytes:
-    """``ledger.json`` as a file."""
-    return json_bytes(LEDGER, document.model_dump(mode="json"))
+    """``ledger.json`` as a file.
+
+    Raises:
+        EditError: if it would be longer than one that can be read.
+    """
+    try:
+        return json_bytes(LEDGER, document.model_dump(mode="json"))
+    except BrickFormatError as error:
+        raise EditError(
+            f"the ledger has no room for {len(document.entries)} edits and what was revoked: "
+            f"{error} Put more facts into one edit, or bake some into a checkpoint."
+        ) from None
 
 
 def write_document(folder: Path, document: LedgerDocument) -> None:
@@ -183,7 +194,7 @@ def locked(folder: Path, patience: float = _PATIENCE) -> Iterator[None]:
         EditError: if it takes longer, or the folder cannot be written.
     """
     try:
-        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise EditError(
             f"the ledger {str(folder)!r} was to be changed, but it cannot be written: {error}; "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from brickwork.errors import EditError
 from brickwork.update.edit_folder import changed_files
-from brickwork.update.ledger_edits import read_edits
+from brickwork.update.ledger_edits import read_edits, unknown_below
 from brickwork.update.ledger_folder import (
     Entry,
     LedgerDocument,
@@ -36,7 +36,10 @@ def verify_ledger(
     except EditError as error:
         return [str(error)]
     for entry in document.entries:
-        found += [f"{entry.id}: {problem}" for problem in _problems(folder, document, entry)]
+        problems = _problems(folder, document, entry)
+        if problems and not _is_there(folder, entry):
+            problems = []  # it was taken out, or a fact of it, while it was read
+        found += [f"{entry.id}: {problem}" for problem in problems]
         advance(1)
     return found
 
@@ -62,15 +65,21 @@ def drop_damaged(folder: Path | str) -> list[Revocation]:
     return lines
 
 
+def _is_there(folder: Path, entry: Entry) -> bool:
+    return entry.folder in {one.folder for one in read_document(folder).entries}
+
+
 def _problems(folder: Path, document: LedgerDocument, entry: Entry) -> list[str]:
-    found = [
-        f"it was planned after {one}, of which nothing is known"
-        for one in entry.after
-        if one not in document.ids
-    ]
     alone = document.model_copy(update={"entries": (entry,)})
     edits, damage = read_edits(folder, alone)
-    found += damage.values()
+    found = list(damage.values())
     for edit in edits.values():
-        found += changed_files(folder / entry.folder, edit)
+        found += [
+            f"it was planned on top of {one}, of which nothing is known"
+            for one in unknown_below(document, edit)
+        ]
+        try:
+            found += changed_files(folder / entry.folder, edit)
+        except OSError as error:
+            found.append(f"its files cannot be read: {error}")
     return found

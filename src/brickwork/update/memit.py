@@ -1,8 +1,10 @@
 """MEMIT: many facts are written at once, spread over several layers.
 
 Source: Meng et al. 2022, Mass-Editing Memory in a Transformer (arXiv:2210.07229). Departures: see
-``values``; and what weighs the corpus against the facts is measured in the facts' own keys, see
-``MemitOptions.weight``.
+``values``; what weighs the corpus against the facts is measured in the facts' own keys, see
+``MemitOptions.weight``; it is raised until the corpus is spared, see ``harm``; facts that the model
+does not say then are left out, and the others written without them; and the keys of earlier edits
+are left alone, too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,13 +16,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from brickwork.model.parts import CausalModel
+from brickwork.update.answers import answer_scores
 from brickwork.update.contexts import Placed
+from brickwork.update.harm import bounded_reader, rooms, too_harmful
 from brickwork.update.keys import edit_path, recall, residual_scale
 from brickwork.update.method import Draft, EditContext
 from brickwork.update.rewrite import (
     DescentOptions,
+    earlier_keys,
     low_rank_draft,
     placed_prompts,
+    protected,
     rewritings,
     ridged,
     solved,
@@ -29,9 +35,10 @@ from brickwork.update.rewrite import (
 from brickwork.update.values import Descent, learn_values
 from brickwork.update.words import EncodedFact
 
-# For the keys of a layer, what reads them: a column for each fact that answers its key with 1, as
-# far as the corpus allows.
-Reader = Callable[[int, Float[Tensor, "facts neurons"]], Float[Tensor, "facts neurons"]]
+# For the keys of a layer, the keys as ``bounded_reader`` takes them, and the least weight.
+Whiten = Callable[
+    [int, Float[Tensor, "facts neurons"]], tuple[Float[Tensor, "neurons facts"], float]
+]
 
 
 class SpreadOptions(DescentOptions):
@@ -40,8 +47,6 @@ class SpreadOptions(DescentOptions):
     contexts: int = Field(default=0, ge=0)
     """Short texts that the model writes itself, before each of which the edit shall hold, too. A
     few help where prompts will stand in longer texts; each costs as much as the prompt itself."""
-    clamp: float = Field(default=3.0, gt=0)
-    """The greatest length of what is added, in lengths of what the block says."""
 
 
 class MemitOptions(SpreadOptions):
@@ -68,37 +73,21 @@ def draft_memit(context: EditContext, facts: Sequence[EncodedFact], options: Mem
         EditError: if a layer is one of experts, or there is no such.
     """
 
-    def reader(layer: int, keys: Tensor) -> Tensor:
+    def whiten(layer: int, keys: Tensor) -> tuple[Tensor, float]:
         assert context.covariance is not None, "checked with the method's needs"
-        covariance = context.covariance(layer).matrix.to(keys.device)
-        return regularised_reader(keys, ridged(covariance, options.ridge), options.weight)
+        covariance = ridged(context.covariance(layer).matrix.to(keys.device), options.ridge)
+        earlier = earlier_keys(context, edit_path(context.loaded.model, layer), keys)
+        whitened = solved(protected(covariance, earlier), keys.T)
+        return whitened, options.weight * float((keys * whitened.T).sum(1).median())
 
-    return spread(context, facts, options, reader)
-
-
-def regularised_reader(
-    keys: Float[Tensor, "facts neurons"],
-    covariance: Float[Tensor, "neurons neurons"],
-    weight: float,
-) -> Float[Tensor, "facts neurons"]:
-    """``((lambda C + K K^T)^-1 K)^T``, by which the paper's change is residuals times this.
-
-    Args:
-        keys: what the map reads for each fact, in float64.
-        covariance: C, of full rank.
-        weight: lambda in units of the median of ``k^T C^-1 k``.
-    """
-    rarity = (keys * solved(covariance, keys.T).T).sum(1)
-    matrix = weight * rarity.median() * covariance + keys.T @ keys
-    return solved(matrix, keys.T).T
+    return spread(context, facts, options, whiten)
 
 
 def spread(
-    context: EditContext, facts: Sequence[EncodedFact], options: SpreadOptions, reader: Reader
+    context: EditContext, facts: Sequence[EncodedFact], options: SpreadOptions, whiten: Whiten
 ) -> Draft:
     """Learn the values at the last layer, and let each layer add its part of what is left."""
     model, layers = context.loaded.model, context.site.layers
-    paths = {layer: edit_path(model, layer) for layer in layers}
     prompts = placed_prompts(context, facts, options.contexts)
     descent = Descent(**{name: getattr(options, name) for name in vars(Descent())})
     learned = learn_values(
@@ -110,13 +99,34 @@ def spread(
         advance=context.advance,
     )
     failures = unlearned(learned.nats)
-    kept = [number for number in range(len(facts)) if number not in failures]
-    rows, weights = _weighted([prompts[number] for number in kept])
+    room = rooms(context, [own[0] for own in prompts], layers, options.harm)
+    if full := [layer for layer, left in room.items() if left <= 0]:
+        failures = dict.fromkeys(range(len(facts)), too_harmful(full[0], options.harm))
+    while kept := [number for number in range(len(facts)) if number not in failures]:
+        own = [prompts[number] for number in kept]
+        factors, keys = _written(context, own, learned.delta[kept], whiten, room)
+        with acting(model, factors):
+            told = answer_scores(model, [(facts[n].prompt.ids, facts[n].target) for n in kept])
+        lost = unlearned(told.nats_per_token)
+        if not lost:
+            return low_rank_draft(factors, keys, failures, facts=len(kept))
+        failures |= {kept[number]: reason for number, reason in lost.items()}
+    return low_rank_draft({}, {}, failures, facts=0)
+
+
+def _written(
+    context: EditContext,
+    prompts: Sequence[Sequence[Placed]],
+    delta: Float[Tensor, "facts hidden"],
+    whiten: Whiten,
+    room: Mapping[int, float],
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Factors and keys by path that add up to the deltas, each layer within its room."""
+    model, layers = context.loaded.model, list(room)
+    assert context.covariance is not None, "checked with the method's needs"
+    rows, weights = _weighted(prompts)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     keys: dict[str, Tensor] = {}
-    if not kept:
-        return low_rank_draft(factors, keys, failures, facts=0)
-    delta = learned.delta[kept].double()
     goal: Tensor | None = None
     for number, layer in enumerate(layers):
         with acting(model, factors):
@@ -124,11 +134,15 @@ def spread(
         key, value, state = (
             weights.to(x.device) @ x.double() for x in (found.keys, found.values, found.states)
         )
-        goal = state + delta if goal is None else goal
-        rest = (goal - state) / (len(layers) - number) / residual_scale(model, layer, value)
-        keys[paths[layer]] = key
-        factors[paths[layer]] = (reader(layer, key), rest.T)
-    return low_rank_draft(factors, keys, failures, facts=len(kept))
+        goal = state + delta.double() if goal is None else goal
+        rest = (goal - state) / (len(layers) - number)
+        corpus = context.covariance(layer).matrix.to(key.device).double()
+        whitened, weight = whiten(layer, key)
+        reader = bounded_reader(key, whitened, rest, corpus, weight=weight, most=room[layer])
+        path = edit_path(model, layer)
+        keys[path] = key
+        factors[path] = (reader, (rest / residual_scale(model, layer, value)).T)
+    return factors, keys
 
 
 def _weighted(

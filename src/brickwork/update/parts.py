@@ -66,14 +66,15 @@ def without_facts(edit: Edit, ids: Collection[str]) -> Edit:
             "without that fact."
         )
     stay = [number for number, one in enumerate(known) if one not in ids]
-    rows = [row for row, owner in enumerate(record.owners) if owner in stay]
+    place = {number: new for new, number in enumerate(stay)}
+    rows = [row for row, owner in enumerate(record.owners) if owner in place]
     if not rows:
         raise EditError(
             f"{_some(ids)} shall be taken out of {edit.label}, which does nothing for other "
             "facts; revoke the whole edit."
         )
     facts = tuple(record.facts[number] for number in stay)
-    owners = tuple(stay.index(record.owners[row]) for row in rows)
+    owners = tuple(place[record.owners[row]] for row in rows)
     return Edit(
         _without(edit, ids, rows, stay),
         record.model_copy(update={"facts": facts, "owners": owners}),

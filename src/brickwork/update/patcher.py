@@ -56,6 +56,11 @@ class Patches:
         """The states and what the neurons add to them."""
         return states + relu(states @ self.key.T + self.bias) @ self.value
 
+    def rows(self, kept: Sequence[int]) -> "Patches":
+        """Some of the neurons."""
+        rows = list(kept)
+        return Patches(self.key[rows], self.bias[rows], self.value[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Memory:
@@ -93,9 +98,9 @@ def draft_patches(
     # Later tokens of an answer can be told alike about everyone; then the corpus alone counts.
     free |= ~parted & (memory.fact[:, None] >= 0)
     key, bias, parted = discriminants(asked, memory.states, free, options.strongest)
-    patches, reached = training.run(key, bias, options)
+    patches = training.run(key, bias, options)
     owner = training.batch.row[training.wrong].tolist()
-    failures = {}
+    failures: dict[int, str] = {}
     for number, fact in enumerate(facts):
         own = [row for row, other in enumerate(owner) if other == number]
         if not own:
@@ -105,18 +110,21 @@ def draft_patches(
                 f"what block {layer} hands on at its tokens looks like the memory; name another "
                 "layer, or leave what is like it out of the corpus."
             )
-        elif not reached[number]:
+    kept = [row for row, number in enumerate(owner) if number not in failures]
+    # Neurons of a fact that fails go, and may have helped another: until all that stay do alone.
+    while lost := {owner[row] for row in kept} - training.tells(patches.rows(kept)):
+        for number in lost:
             failures[number] = (
-                f"{len(own)} neurons after block {layer} did not make the model answer "
-                f"{fact.fact.target!r} within {options.steps} steps."
+                f"{owner.count(number)} neurons after block {layer} did not make the model answer "
+                f"{facts[number].fact.target!r} within {options.steps} steps."
             )
+        kept = [row for row in kept if owner[row] not in lost]
     context.advance(len(facts))
     taught = [number for number in range(len(facts)) if number not in failures]
-    kept = [row for row, number in enumerate(owner) if number in taught]
     site = role_path(context.loaded.model, "block", layer)
     return Draft(
         form="patch",
-        tensors={f"{site}/{slot}": rows[kept].cpu() for slot, rows in vars(patches).items()},
+        tensors={f"{site}/{slot}": r.cpu() for slot, r in vars(patches.rows(kept)).items()},
         owners=tuple(taught.index(owner[row]) for row in kept),
         failures=failures,
     )
@@ -202,8 +210,8 @@ class _Training:
         key: Float[Tensor, "neurons hidden"],
         bias: Float[Tensor, " neurons"],
         options: PatcherOptions,
-    ) -> tuple[Patches, Bool[Tensor, " rows"]]:
-        """The neurons with their values, and the rows that then tell their answers."""
+    ) -> Patches:
+        """The neurons with their values."""
         size = self.asked.pow(2).mean().sqrt()
         # A token without a neuron is told by the model itself, by whatever lead.
         enough = torch.zeros_like(self.batch.token, dtype=size.dtype)
@@ -227,8 +235,13 @@ class _Training:
                 optimizer.step()
                 with torch.no_grad():
                     value.copy_(torch.where(running[self.wrong, None], value, before))
-        found = Patches(key, bias, (size * value).detach())
-        return found, self.batch.every(leads(say().detach(), self.batch.token) > 0)
+        return Patches(key, bias, (size * value).detach())
+
+    @torch.no_grad()
+    def tells(self, patches: Patches) -> set[int]:
+        """The facts whose answers the model tells with these neurons."""
+        led = leads(self._say(patches.after(self.states)), self.batch.token) > 0
+        return set(self.batch.every(led).nonzero().flatten().tolist())
 
     def _say(self, states: Float[Tensor, "rows tokens hidden"]) -> Tensor:
         """The logits at the spots."""

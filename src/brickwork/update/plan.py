@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
@@ -100,12 +101,18 @@ def method_options(method: EditMethod, given: Mapping[str, JsonValue]) -> BaseMo
         if name not in known:
             raise UnknownNameError(f"option of {method.name}", name, known)
     try:
-        return method.options_type.model_validate(dict(given))
+        options = method.options_type.model_validate(dict(given))
     except ValidationError as error:
         raise ConfigurationError(
             f"the options of {method.name} are not valid: {explain(error)}; see "
             "docs/reference/tables.md."
         ) from None
+    for name, value in options.model_dump().items():
+        if isinstance(value, float) and not isfinite(value):
+            raise ConfigurationError(
+                f"the options of {method.name} are not valid: {name} is {value}; write a number."
+            )
+    return options
 
 
 def require_needs(method: EditMethod, context: EditContext) -> None:

@@ -13,7 +13,7 @@ from brickwork.update.values import Rewriting
 from brickwork.update.words import EncodedFact
 
 # An answer with a smaller probability than this, per token, has not been learned.
-_LEAST = 0.1
+_LEAST = 0.05
 
 
 class DescentOptions(BaseModel):
@@ -33,6 +33,13 @@ class DescentOptions(BaseModel):
     """Weighs the length of what is added."""
     preserve: float = Field(default=0.0625, ge=0)
     """Weighs how far what the model says of the subject in general may drift."""
+    clamp: float = Field(default=2.0, gt=0)
+    """The greatest length of what is added, in lengths of what the block says (for rome, of what
+    the FFN says where a norm follows it)."""
+    harm: float = Field(default=0.11, gt=0)
+    """How much all edits of a layer may change what it says about anything else: the root mean
+    square over the corpus, in lengths of what the block says at the facts. Facts that would need
+    more are left out and told."""
 
 
 def placed_prompts(
@@ -65,13 +72,18 @@ def rewritings(
 
 
 def unlearned(nats: Float[Tensor, " facts"]) -> dict[int, str]:
-    """The facts whose answer stays unlikely with the best value that was found, and why."""
+    """The facts whose answer stays unlikely, and why."""
     return {
         number: f"the answer got the probability {likely:.2g} per token where {_LEAST} is wanted; "
         "try another layer or place, or more steps."
         for number, likely in enumerate(nats.neg().exp().tolist())
         if likely < _LEAST
     }
+
+
+def earlier_keys(context: EditContext, path: str, like: Tensor) -> Float[Tensor, "keys neurons"]:
+    """The keys of edits that act already at a linear map, on a tensor's device in its dtype."""
+    return context.earlier.get(path, like.new_zeros(0, like.shape[-1])).to(like)
 
 
 def low_rank_draft(
@@ -94,6 +106,16 @@ def low_rank_draft(
         keys={path: key.float().cpu() for path, key in keys.items()},
         failures=failures,
     )
+
+
+def protected(
+    covariance: Float[Tensor, "neurons neurons"], earlier: Float[Tensor, "keys neurons"]
+) -> Float[Tensor, "neurons neurons"]:
+    """The covariance where each key of an earlier edit counts as much as the whole corpus.
+
+    Source: Fang et al. 2024 (arXiv:2410.02355), 3.2; there for AlphaEdit alone.
+    """
+    return covariance + earlier.T @ earlier
 
 
 def solved(

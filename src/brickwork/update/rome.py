@@ -2,7 +2,8 @@
 
 Source: Meng et al. 2022, Locating and Editing Factual Associations in GPT (arXiv:2202.05262).
 Departures: the consistent variant of Gupta et al. 2024 (arXiv:2403.07175), where key and value
-are means over the same prompts throughout; and see ``values``.
+are means over the same prompts throughout; the keys of earlier edits are left alone, too; and see
+``values`` and ``harm``.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,15 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from brickwork.update.keys import edit_path, norm_follows, recall
+from brickwork.update.harm import mean_square, rooms, too_harmful
+from brickwork.update.keys import edit_path, norm_follows, recall, residual_scale
 from brickwork.update.method import Draft, EditContext
 from brickwork.update.rewrite import (
     DescentOptions,
+    earlier_keys,
     low_rank_draft,
     placed_prompts,
+    protected,
     rewritings,
     ridged,
     solved,
@@ -29,9 +33,9 @@ from brickwork.update.words import EncodedFact
 class RomeOptions(DescentOptions):
     """Options of ROME."""
 
-    clamp: float = Field(default=4.0, gt=0)
-    """The greatest length of what is added, in lengths of what the block says (of what the FFN
-    says, where a norm follows it)."""
+    harm: float = Field(default=0.2, gt=0)
+    """As for the other methods; more, for one layer bears all, and every fact that comes alone is
+    written without weighing it against the others."""
     ridge: float = Field(default=1e-4, gt=0)
     """What is added to the covariance's diagonal, as a share of its mean."""
 
@@ -54,19 +58,23 @@ def draft_rome(context: EditContext, facts: Sequence[EncodedFact], options: Rome
     path = edit_path(model, layer)
     assert context.covariance is not None, "checked with the method's needs"
     prompts = placed_prompts(context, facts, options.contexts)
-    descent = Descent(**options.model_dump(exclude={"contexts", "ridge"}))
+    descent = Descent(**options.model_dump(exclude={"contexts", "ridge", "harm"}))
     # Without a norm between the two, what is added to the FFN's output is added to the block's.
     where: Where = "ffn" if norm_follows(model, layer) else "block"
     learned = learn_values(
         model, layer, where, rewritings(context, facts, prompts), descent, advance=context.advance
     )
     (own,) = prompts
-    key = recall(model, own, layer).keys.mean(0)
-    covariance = context.covariance(layer).matrix.to(key.device)
-    A, B = rank_one(key, learned.delta[0], ridged(covariance, options.ridge))
-    return low_rank_draft(
-        {path: (A, B)}, {path: key[None]}, unlearned(learned.nats), facts=len(facts)
-    )
+    found = recall(model, own, layer)
+    key = found.keys.mean(0)
+    corpus = context.covariance(layer).matrix.to(key.device).double()
+    guarded = protected(ridged(corpus, options.ridge), earlier_keys(context, path, key.double()))
+    A, B = rank_one(key, learned.delta[0], guarded)
+    failures = unlearned(learned.nats)
+    change = (B @ A).T * residual_scale(model, layer, found.values).mean(0)
+    if mean_square(change, corpus) > rooms(context, own, [layer], options.harm)[layer]:
+        failures = failures or {0: too_harmful(layer, options.harm)}
+    return low_rank_draft({path: (A, B)}, {path: key[None]}, failures, facts=len(facts))
 
 
 def rank_one(

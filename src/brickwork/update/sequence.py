@@ -20,7 +20,7 @@ from brickwork.update.methods import find_edit_method
 from brickwork.update.parts import without_facts
 from brickwork.update.plan import Asked, NothingTaughtError, plan_edit, require_needs
 from brickwork.update.screen import says, screen_facts
-from brickwork.update.words import EncodedFact
+from brickwork.update.words import EncodedFact, encode_fact
 
 # Inside, the model runs with these bricks, whatever batch it is given.
 Serving = Callable[[Sequence[Brick]], AbstractContextManager[None]]
@@ -33,6 +33,7 @@ class Prepared:
     Attributes:
         facts: those to teach, in their order.
         skipped: those that need no edit: the model, or the ledger, has them already.
+        known: of those, the ones that edits teach that act.
         failures: those that cannot be taught.
         conflicts: facts that do not go together with each other or with what is taught already.
         replaced: for facts that take the place of older ones, those: edit and fact.
@@ -41,6 +42,7 @@ class Prepared:
 
     facts: tuple[EncodedFact, ...]
     skipped: tuple[FailedFact, ...]
+    known: tuple[EncodedFact, ...]
     failures: tuple[FailedFact, ...]
     conflicts: tuple[Conflict, ...]
     replaced: Mapping[str, tuple[tuple[str, str], ...]]
@@ -53,15 +55,17 @@ class Prepared:
             EditError: naming each contradiction, and what to do about it.
         """
         found = [
-            one.advice
+            one
             for one in self.conflicts
             if one.kind == "contradiction" and one.new.fact not in self.replaced
         ]
         if found:
-            raise EditError(
-                f"nothing was changed, for facts contradict others:{listed(found)}\n"
-                "revoke the older fact first, or let the new one take its place (--replace)."
-            )
+            advice = listed([one.advice for one in found])
+            if any(one.old.edit for one in found):
+                advice += (
+                    "\nrevoke the older fact first, or let the new one take its place (--replace)."
+                )
+            raise EditError(f"nothing was changed, for facts contradict others:{advice}")
 
 
 def prepare_facts(
@@ -86,7 +90,7 @@ def prepare_facts(
     Raises:
         EditError: if an older fact that is to be replaced cannot be parted from others.
     """
-    new, known = _apart(facts, ledger)
+    new, known, told = _apart(facts, ledger)
     acting = ledger.active() if ledger else []
     with serving([edit.brick for edit in acting]):
         screening = screen_facts(loaded, new, raw=raw)
@@ -96,7 +100,8 @@ def prepare_facts(
         _remaining(ledger, list(dict.fromkeys(chain.from_iterable(replaced.values()))))
     return Prepared(
         screening.kept,
-        (*known, *screening.skipped),
+        (*told, *screening.skipped),
+        tuple(encode_fact(loaded, one, raw=raw) for one in known),
         screening.failures,
         tuple(conflicts),
         replaced,
@@ -118,22 +123,31 @@ def _replaced(conflicts: Sequence[Conflict]) -> dict[str, tuple[tuple[str, str],
     return {fact: older for fact, older in found.items() if fact not in open_ones}
 
 
-def _apart(facts: Sequence[Fact], ledger: Ledger | None) -> tuple[list[Fact], list[FailedFact]]:
-    """Facts that the ledger does not teach, and why the others need no edit."""
-    taught = {}
+def _apart(
+    facts: Sequence[Fact], ledger: Ledger | None
+) -> tuple[list[Fact], list[Fact], list[FailedFact]]:
+    """Facts that the ledger does not teach, those that act, and why facts need no edit."""
+    taught, seen = {}, dict[tuple[str, str, str], str]()
     if ledger is not None:
         for entry in ledger.entries:
             for fact in ledger.edit(entry.id).record.facts:
                 taught[fact.subject, fact.prompt, fact.target] = entry
-    new, known = [], []
+    new, known, told = [], [], []
     for one in facts:
-        found = taught.get((one.subject, one.prompt, one.target))
+        key = (one.subject, one.prompt, one.target)
+        if key in seen:
+            told.append(FailedFact(id=one.id, reason=f"it is the fact {seen[key]!r} once more."))
+            continue
+        seen[key] = one.id
+        found = taught.get(key)
         if found is None:
             new.append(one)
-        else:
-            hint = "" if found.state == "applied" else ", which is disabled: apply it"
-            known.append(FailedFact(id=one.id, reason=f"{found.id} teaches it already{hint}."))
-    return new, known
+            continue
+        acts = found.state == "applied"
+        hint = "" if acts else ", which is disabled: apply it"
+        told.append(FailedFact(id=one.id, reason=f"{found.id} teaches it already{hint}."))
+        known += [one] * acts
+    return new, known, told
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,9 +285,9 @@ def _take_back(ledger: Ledger, id: str, fact: str) -> None:
 
 
 def holds(
-    context: EditContext, facts: Sequence[EncodedFact], ledger: Ledger, serving: Serving
+    loaded: LoadedModel, facts: Sequence[EncodedFact], ledger: Ledger, serving: Serving
 ) -> dict[str, bool]:
     """For each fact whether the model says it now, under all edits that act, by its id."""
     with serving([edit.brick for edit in ledger.active()]):
-        said = says(context.loaded.model, [(one.prompt.ids, one.target) for one in facts])
+        said = says(loaded.model, [(one.prompt.ids, one.target) for one in facts])
     return {one.fact.id: told for one, told in zip(facts, said.tolist(), strict=True)}

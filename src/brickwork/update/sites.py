@@ -1,7 +1,7 @@
 """Where to edit: the place and the layers that causal tracing says a model recalls facts at."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from brickwork.errors import EditError
@@ -9,9 +9,10 @@ from brickwork.model.load import LoadedModel
 from brickwork.model.parts import ffn_row_of, layers_of
 from brickwork.update.method import EditSite
 from brickwork.update.recall import Recall, answer_text, knows, recall_fact
+from brickwork.update.selectivity import selectivity
 from brickwork.update.trace_results import Tracing
 from brickwork.update.tracing import TraceRecipe, forgotten, trace
-from brickwork.update.words import EncodedFact, Place
+from brickwork.update.words import PLACES, EncodedFact, Place
 
 # A mean over facts needs fewer copies of each than one fact alone.
 _SAMPLES = 4
@@ -22,6 +23,7 @@ _CANDIDATES = 8
 _FAINT = 0.05
 # GPT-2 XL is edited at 0.35 of its depth, GPT-J at 0.2 to 0.3, Llama 3 at 0.1 to 0.25.
 _USUAL_DEPTH = 0.25
+_USUAL_PLACES: tuple[Place, ...] = ("subject_last", "last")
 _MEANS = ("clean", "corrupted")
 # Where places fall on one token, or have equal effects, the first of these is named.
 _ORDER: tuple[Place, ...] = ("last", "subject_last", "after_subject", "subject_first")
@@ -51,14 +53,10 @@ def find_site(
     most: int = 8,
     advance: Callable[[float], None] = lambda _facts: None,
 ) -> Located:
-    """The place and layers where restoring what FFNs add does most to bring the answers back.
+    """Where to edit facts: some of them are traced, and the site is chosen from that.
 
-    Where it does hardly anything anywhere, tracing cannot tell: the model guesses the answers
-    without the subject. Then the site is the usual one of the papers, the subject's last token and
-    layers that end at a quarter of the depth, and the note says so.
-
-    Only layers count whose FFN is one linear map of its activations. The answers are the old ones
-    of facts that the model knows; if it knows none of them, what it says itself.
+    The answers are the old ones of facts that the model knows; if it knows none of them, what it
+    says itself. See ``choose_site``.
 
     Args:
         loaded: the model; it is left as it is.
@@ -75,48 +73,71 @@ def find_site(
     recipe = TraceRecipe(("mlp",), _SAMPLES, window=1, places=True, seed=seed)
     recalls, note = _recalls(loaded, facts, recipe, most)
     tracing = trace(loaded, recalls, recipe, advance=advance)
-    best = tracing.best("mlp")
-    assert best is not None
-    if best.effect.value < _FAINT:
-        site = _usual_site(loaded, layers)
-        note = "; ".join(filter(None, (note, _faint(tracing, best.effect.value, site))))
-        return Located(site, tracing, note)
-    return Located(best_site(loaded, tracing, layers=layers), tracing, note)
+    site, why = choose_site(loaded, tracing, recalls, layers=layers)
+    return Located(site, tracing, "; ".join(filter(None, (note, why))))
 
 
-def best_site(loaded: LoadedModel, tracing: Tracing, *, layers: int = 1) -> EditSite:
-    """The site that a tracing of FFNs says: the best place, and so many layers there.
+def choose_site(
+    loaded: LoadedModel, tracing: Tracing, recalls: Sequence[Recall], *, layers: int = 1
+) -> tuple[EditSite, str]:
+    """The site that a tracing of FFNs says, and a note where it is uncertain.
 
-    They end at the best layer that has enough before it; layer 0 counts where nothing else does.
+    A place and layer count by how much of the answer restoring what the FFN adds there brings
+    back, times how far what it reads there depends on the subject (``selectivity``): both are
+    needed, for an edit is to change the answer, and only this subject's. The layers end at the
+    best one that has enough before it; layer 0 counts where nothing else does. Only layers
+    count whose FFN is one linear map of its activations.
+
+    Where that is hardly anything anywhere, the model guesses the answers without the subject, or
+    recalls them at several places. Then the site is a usual one, and the note says so: layers that
+    end at a quarter of the depth, and the subject's last token or the prompt's, whichever depends
+    more on the subject there.
+
+    Args:
+        loaded: the model; it is left as it is.
+        tracing: with the effects of FFNs.
+        recalls: what was traced; those that were skipped are, here, too.
+        layers: how many are to be edited.
 
     Raises:
         EditError: if the model has not so many layers without experts in a row.
     """
     windows = _windows(loaded, layers)
-    ends = {window[-1] for window in _windows(loaded, 1)}
+    traced = {fact.id for fact in tracing.facts}
+    selective = selectivity(
+        loaded.model, [recall for recall in recalls if recall.id in traced],
+        samples=tracing.samples, noise=tracing.noise, seed=tracing.seed,
+    )  # fmt: skip
     effects = {(r.place, r.layer): r.effect.value for r in tracing.averages if r.kind == "mlp"}
+    worth = {(p, n): effects[p, n] * share for (p, n), share in selective.items()}
     # What layer 0 reads depends on little but the token itself. Given back, it brings all that is
     # above it along; edited, it takes many prompts along, or gets nowhere.
-    ends = ends - {0} or ends
+    ends = {n for _, n in worth} - {0} or {0}
+    best = max(worth[place, layer] for place in PLACES for layer in ends)
+    if best < _FAINT:
+        site = _usual_site(loaded, layers, selective)
+        return site, _faint(tracing, best, site)
     windows = [window for window in windows if window[-1] in ends] or windows
-    place = max(_ORDER, key=lambda place: max(effects[place, layer] for layer in ends))
-    return EditSite(max(windows, key=lambda window: effects[place, window[-1]]), place)
+    place = max(_ORDER, key=lambda place: max(worth[place, layer] for layer in ends))
+    return EditSite(max(windows, key=lambda window: worth[place, window[-1]]), place), ""
 
 
-def _usual_site(loaded: LoadedModel, layers: int) -> EditSite:
-    """The subject's last token, and so many layers that end nearest to a quarter of the depth."""
+def _usual_site(
+    loaded: LoadedModel, layers: int, selective: Mapping[tuple[Place, int], float]
+) -> EditSite:
+    """So many layers that end nearest to a quarter of the depth, and the more selective place."""
     quarter = round(layers_of(loaded.model) * _USUAL_DEPTH)
-    windows = _windows(loaded, layers)
-    return EditSite(min(windows, key=lambda window: abs(window[-1] - quarter)), "subject_last")
+    window = min(_windows(loaded, layers), key=lambda window: abs(window[-1] - quarter))
+    return EditSite(window, max(_USUAL_PLACES, key=lambda place: selective[place, window[-1]]))
 
 
 def _faint(tracing: Tracing, best: float, site: EditSite) -> str:
     facts = tracing.facts
     clean, corrupted = (sum(getattr(f, n) for f in facts) / len(facts) for n in _MEANS)
     return (
-        f"no place brings back more than {best:.3f} of the answers' probability, which is "
-        f"{clean:.2f} and with noise on the subject {corrupted:.2f}: the site is uncertain, "
-        f"and the usual one was taken, {site}; try others"
+        f"where what is read depends on the subject, no place brings back more than {best:.3f} of "
+        f"the answers' probability, which is {clean:.2f} and with noise on the subject "
+        f"{corrupted:.2f}: the site is uncertain, and a usual one was taken, {site}; try others"
     )
 
 

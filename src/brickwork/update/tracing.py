@@ -140,7 +140,7 @@ def forgotten(model: CausalModel, recalls: Sequence[Recall], recipe: TraceRecipe
     found = []
     for recall in recalls:
         high = probabilities(answer_logs(model, recall, 1), recall)
-        with _noise(model, recall, recipe, sigma):
+        with noise_on(model, recall, sigma, recipe.seed):
             low = probabilities(answer_logs(model, recall, recipe.samples), recall)
         found.append(float(high - low.mean()))
     return found
@@ -220,7 +220,7 @@ def _traced(loaded: LoadedModel, recall: Recall, recipe: TraceRecipe, sigma: flo
         high = probabilities(answer_logs(model, recall, 1), recall)
     corrupted: dict[int, Tensor] = {}
     taps = reading(corrupted, layers)
-    with _noise(model, recall, recipe, sigma), tapped(model, blocks=taps):
+    with noise_on(model, recall, sigma, recipe.seed), tapped(model, blocks=taps):
         low = probabilities(answer_logs(model, recall, recipe.samples), recall)
     runs = _Runs(model, recall, clean, corrupted, low)
     positions = _positions(recall, places=recipe.places)
@@ -260,9 +260,9 @@ def _noting(
 
 
 @contextmanager
-def _noise(model: CausalModel, recall: Recall, recipe: TraceRecipe, sigma: float) -> Iterator[None]:
+def noise_on(model: CausalModel, recall: Recall, sigma: float, seed: int) -> Iterator[None]:
     """Add noise to the subject's embeddings, another one in each row."""
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(seed)
     subject = slice(recall.prompt.start, recall.prompt.stop)
 
     def add(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:

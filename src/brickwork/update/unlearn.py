@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import expm1
+from typing import NoReturn
 
 import torch
 from jaxtyping import Int
@@ -61,13 +62,15 @@ class Unlearned:
 
     Attributes:
         brick: takes the behaviour away where it acts.
-        rungs: every strength that was tried; the last one within the bound is the brick's.
+        strength: the brick's, as in ``STRENGTHS``.
+        rungs: every strength that was tried.
         behaviour: rise of the behaviour's perplexity, as a share, on instances that nothing was
             chosen by.
         others: the same for every other functionality.
     """
 
     brick: Brick
+    strength: float
     rungs: tuple[Rung, ...]
     behaviour: Interval
     others: Mapping[str, Interval]
@@ -172,6 +175,7 @@ def unlearn(
 ) -> Unlearned:
     """The strongest brick that keeps the perplexity of every other functionality within a bound.
 
+    One that makes the behaviour no less likely does not count, however little else it changes.
     The evaluation instances of the aim are halved: by one half the strength is chosen, on the
     other the effect is measured.
 
@@ -185,7 +189,8 @@ def unlearn(
         seed: of the bootstrap.
 
     Raises:
-        EditError: if even the weakest brick breaks the bound, or there is nothing to keep.
+        EditError: if even the weakest brick breaks the bound, or none within it takes anything of
+            the behaviour away, or there is nothing to keep.
     """
     if len(aim.evaluation) < 2:
         raise EditError(
@@ -195,7 +200,7 @@ def unlearn(
     chosen_by = {name: sequences[::2] for name, sequences in aim.evaluation.items()}
     before = _nats(loaded, chosen_by)
     rungs: list[Rung] = []
-    taken: Brick | None = None
+    taken: tuple[float, Brick] | None = None
     for strength in strengths:
         brick = make(strength)
         with serving([brick]):
@@ -205,16 +210,28 @@ def unlearn(
         rungs.append(Rung(strength, own, rises, max(rises.values()) <= bound))
         if not rungs[-1].within:
             break
-        taken = brick
+        if own > 0:
+            taken = strength, brick
     if taken is None:
-        worst = max(rungs[0].others, key=lambda name: rungs[0].others[name])
+        _refuse(aim.name, rungs, bound)
+    effect = _effect(loaded, aim, taken[1], serving, seed)
+    return Unlearned(taken[1], taken[0], tuple(rungs), effect.pop(aim.name), effect)
+
+
+def _refuse(behaviour: str, rungs: Sequence[Rung], bound: float) -> NoReturn:
+    first = rungs[0]
+    if first.within:
         raise EditError(
-            f"{aim.name!r} was to be unlearned, but even at strength {strengths[0]:g} the "
-            f"perplexity of {worst} rises by {rungs[0].others[worst]:.1%}, and {bound:.1%} is "
-            "allowed; allow more with --bound, or give examples that are more of one kind."
+            f"{behaviour!r} was to be unlearned, but its perplexity rises at no strength that "
+            f"keeps the others within {bound:.1%}; take the other way (--by), or give examples of "
+            "what the model does now."
         )
-    effect = _effect(loaded, aim, taken, serving, seed)
-    return Unlearned(taken, tuple(rungs), effect.pop(aim.name), effect)
+    worst = max(first.others, key=lambda name: first.others[name])
+    raise EditError(
+        f"{behaviour!r} was to be unlearned, but even at strength {first.strength:g} the "
+        f"perplexity of {worst} rises by {first.others[worst]:.1%}, and {bound:.1%} is "
+        "allowed; allow more with --bound, or give examples that are more of one kind."
+    )
 
 
 def _effect(

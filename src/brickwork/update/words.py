@@ -61,17 +61,27 @@ def encode_fact(loaded: LoadedModel, fact: Fact, *, raw: bool = False) -> Encode
         raw: give the prompt to the model as it is, without the chat template.
 
     Raises:
-        EditError: if the subject is not in the prompt, or an answer is empty.
+        EditError: if the subject is not in the prompt, the new answer is empty or has tokens that
+            the model does not know, or prompt and answer are longer than the model can read.
     """
     prompt = encode_prompts(loaded, [fact.prompt], fact.subject, raw=raw)[0]
     target, true = (
         answer_ids(loaded, fact.prompt, answer, raw=raw)
         for answer in (fact.target, fact.target_true)
     )
-    if not target:
+    unknown = getattr(loaded.tokenizer, "unk_token_id", None)
+    if not target or unknown in target:
         raise EditError(
-            f"the fact {fact.id!r} shall get the answer {fact.target!r}, which has no tokens; "
-            "name what the model shall say."
+            f"the fact {fact.id!r} shall get the answer {fact.target!r}, which has "
+            f"{'tokens that the model does not know' if target else 'no tokens'}; name what the "
+            "model shall say."
+        )
+    most = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    length = len(prompt.ids) + max(len(target), len(true))
+    if most and length > most:
+        raise EditError(
+            f"the prompt of the fact {fact.id!r} has {length} tokens with its answer, and "
+            f"{loaded.name} reads at most {most}; shorten it."
         )
     return EncodedFact(fact, prompt, target, true)
 
@@ -82,17 +92,24 @@ def encode_prompts(
     """Prompts about one subject as tokens; where it stands several times, the last one counts.
 
     Raises:
-        EditError: if the subject is not in one of them.
+        EditError: if the subject is not in one of them, or the chat template changes a prompt.
     """
     found = []
     for prompt, text in zip(prompts, prompt_texts(loaded, prompts, raw=raw), strict=True):
-        at = prompt.rfind(subject) if subject else -1
+        # Many chat templates cut off the spaces around a prompt.
+        kept = prompt if prompt in text else prompt.strip()
+        at = kept.rfind(subject) if subject.strip() else -1
         if at < 0:
             raise EditError(
                 f"the subject {subject!r} was looked for in the prompt {prompt!r}, where it does "
                 "not stand; spell it as the prompt does."
             )
-        first = text.rfind(prompt) + at
+        if kept not in text:
+            raise EditError(
+                f"the prompt {prompt!r} was put into the chat template, which made {text!r} of it; "
+                "write it as it stands there, or leave the template out (--raw)."
+            )
+        first = text.rfind(kept) + at
         ids, spans = located(loaded, text, special=raw or text == prompt)
         inside = [
             number
