@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -106,30 +107,36 @@ def evaluate_edits(
     pair = Comparison(
         questions.asked, before.answers, after.answers, questions.left_out, material.seed
     )
-    prompts = {kind: compare_prompts(pair, kind) for kind in GROUPS}
     return EditEvaluation(
         brickwork=version("brickwork"),
         model=loaded.name,
         raw=material.raw,
         seed=material.seed,
         data=material.data,
-        score=overall([one.lenient for one in prompts.values()]),
-        strict_score=overall([one.strict for one in prompts.values()]),
-        efficacy=prompts["efficacy"],
-        paraphrase=prompts["paraphrase"],
-        neighbourhood=prompts["neighbourhood"],
-        same_subject=kept_answers(pair, "same_subject"),
-        others=kept_answers(pair, "others"),
-        fluency=compare_fluency(
-            before.entropies, after.entropies, tokens=material.tokens, seed=material.seed
-        ),
-        perplexity={
-            name: compare_losses(losses, after.losses[name], material.seed)
-            for name, losses in before.losses.items()
-        },
+        **_compared(pair, before, after, material),
         facts=fact_outcomes(pair, facts, says),
         seconds=time.perf_counter() - started,
     )
+
+
+def _compared(pair: Comparison, before: _Seen, after: _Seen, material: Material) -> dict[str, Any]:
+    """What was seen without the edits, against what was seen with them."""
+    prompts = {kind: compare_prompts(pair, kind) for kind in GROUPS}
+    fluency = compare_fluency(
+        before.entropies, after.entropies, tokens=material.tokens, seed=material.seed
+    )
+    return {
+        "score": overall([one.lenient for one in prompts.values()]),
+        "strict_score": overall([one.strict for one in prompts.values()]),
+        **prompts,
+        "same_subject": kept_answers(pair, "same_subject"),
+        "others": kept_answers(pair, "others"),
+        "fluency": fluency,
+        "perplexity": {
+            name: compare_losses(losses, after.losses[name], material.seed)
+            for name, losses in before.losses.items()
+        },
+    }
 
 
 def _look(
