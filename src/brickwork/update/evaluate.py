@@ -27,7 +27,7 @@ from brickwork.update.comparison import (
     kept_answers,
     overall,
 )
-from brickwork.update.evaluation_results import GROUPS, EditEvaluation
+from brickwork.update.evaluation_results import GROUPS, EditEvaluation, Prompted
 from brickwork.update.facts import Fact
 from brickwork.update.fluency import TOKENS, entropies
 from brickwork.update.questions import EncodedQuestion, encode_questions, questions_of
@@ -121,7 +121,7 @@ def evaluate_edits(
 
 def _compared(pair: Comparison, before: _Seen, after: _Seen, material: Material) -> dict[str, Any]:
     """What was seen without the edits, against what was seen with them."""
-    prompts = {kind: compare_prompts(pair, kind) for kind in GROUPS}
+    prompts: dict[str, Prompted] = {kind: compare_prompts(pair, kind) for kind in GROUPS}
     fluency = compare_fluency(
         before.entropies, after.entropies, tokens=material.tokens, seed=material.seed
     )
