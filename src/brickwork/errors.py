@@ -72,6 +72,10 @@ class EditError(BrickworkError):
     """Facts, edits or ledgers that do not fit each other, or that a model cannot be edited by."""
 
 
+class GrowthError(BrickworkError):
+    """A growth that a model cannot have, or tasks and branches that do not go together."""
+
+
 class DataError(BrickworkError):
     """Instances or texts that are missing or not of the form asked for."""
 

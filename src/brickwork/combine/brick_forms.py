@@ -12,6 +12,7 @@ from torch import Tensor
 
 from brickwork.brick.brick import Brick
 from brickwork.brick.lora import LoraOptions
+from brickwork.brick.replay import ReplayOptions
 from brickwork.combine.coefficients import merge_updates
 from brickwork.combine.products import Recipe, merge_products
 from brickwork.errors import MergeError
@@ -131,6 +132,26 @@ def join_entries(bricks: Sequence[Brick], recipe: Recipe) -> Parts:
     return Parts(tensors, {}, sites, dict.fromkeys(sites, 0.0))
 
 
+def join_instances(bricks: Sequence[Brick], recipe: Recipe) -> Parts:
+    """The instances of all bricks, in their order; tasks of one name become one."""
+    del recipe
+    wide, sites = _widest(bricks), sites_of(bricks)
+    own = [ReplayOptions.model_validate(brick.spec.options).tasks for brick in bricks]
+    tasks = tuple(dict.fromkeys(task for names in own for task in names))
+    tensors = {}
+    for site in sites:
+        held = [(b.by_site[site], names) for b, names in zip(bricks, own, strict=True)
+                if site in b.by_site]  # fmt: skip
+        for slot in held[0][0]:
+            tensors[f"{site}/{slot}"] = torch.cat([slots[slot].to(wide) for slots, _ in held])
+        tensors[f"{site}/task"] = torch.cat([
+            torch.tensor([tasks.index(n) for n in names], dtype=wide)[slots["task"].long()]
+            for slots, names in held
+        ])  # fmt: skip
+    options = ReplayOptions(tasks=tasks).model_dump(mode="json")
+    return Parts(tensors, options, sites, dict.fromkeys(sites, 0.0))
+
+
 def merge_masks(bricks: Sequence[Brick], recipe: Recipe) -> Parts:
     """What any of the masks keeps, or what all keep, at each site that one of them names.
 
@@ -154,6 +175,9 @@ _ENTRIES = (
     "each of its entries answers to states of its own, and an average of two entries answers to "
     "neither's; `concatenate` keeps the entries of all"
 )
+_INSTANCES = (
+    "it holds token ids, and an average of two texts is neither; `concatenate` keeps those of all"
+)
 _ONCE = "it decides where work is left out, and an average of two decisions is neither of them"
 
 FORM_RULES: Mapping[str, FormRule] = {
@@ -171,6 +195,7 @@ FORM_RULES: Mapping[str, FormRule] = {
     "patch": FormRule(join_entries, ("concatenate",), _ENTRIES),
     "codebook": FormRule(join_entries, ("concatenate",), _ENTRIES),
     "memory": FormRule(join_entries, ("concatenate",), _ENTRIES),
+    "replay": FormRule(join_instances, ("concatenate",), _INSTANCES),
     "skip": FormRule(None, (), _ONCE),
     "exit": FormRule(None, (), _ONCE),
     "router": FormRule(

@@ -23,7 +23,7 @@ from brickwork.combine.mixture_router import (
     prompted_rows,
     random_rows,
 )
-from brickwork.combine.mixture_targets import (
+from brickwork.model.mixture_targets import (
     FILLER,
     MixtureSizes,
     MixtureTarget,

@@ -10,17 +10,12 @@ from brickwork.brick.brick import canonical_json
 from brickwork.combine.operands import PIECE
 from brickwork.combine.plan import MergePlan, ModelRef
 from brickwork.combine.sources import Extras, Sources, raw_bytes
-from brickwork.model.checkpoint import CONFIG, INDEX, TOKENIZER_FILES
+from brickwork.model.checkpoint import CONFIG, INDEX, files_beside
 from brickwork.model.shard_layout import ShardLayout
 
 # To be raised when the same plan gives other numbers than before.
 ARITHMETIC = 1
 RECORD = "brickwork.json"
-_DONATED = (
-    "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json", "chat_template.json",
-)  # fmt: skip
-_TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
 _TOKENIZERS = frozenset({"tokenizer.json", "tokenizer_config.json"})
 
 
@@ -34,7 +29,7 @@ def small_files(
         "plan": plan_hash(plan),
         "sources": _about(plan, sources.files()),
     }
-    files = _donated(plan.folders[plan.donor], own_tokenizer=not _TOKENIZERS & set(extras.files))
+    files = files_beside(plan.folders[plan.donor], tokenizer=not _TOKENIZERS & set(extras.files))
     files |= extras.files
     files |= {CONFIG: _pretty(plan.config), RECORD: _pretty(record)}
     return files if index is None else files | {INDEX: _pretty(index)}
@@ -94,14 +89,6 @@ def _about(plan: MergePlan, files: Sequence[Path]) -> list[dict[str, Any]]:
         }
         for ref, folder in plan.folders.items()
     ]
-
-
-def _donated(folder: Path, *, own_tokenizer: bool) -> dict[str, bytes]:
-    names = [*_DONATED, *(TOKENIZER_FILES if own_tokenizer else ())]
-    paths = [folder / name for name in names]
-    if own_tokenizer:
-        paths += [path for pattern in _TEMPLATES for path in folder.glob(pattern)]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
 
 
 def _hash(document: Mapping[str, Any]) -> str:

@@ -106,6 +106,8 @@ class Architecture:
         fused: how a fused map orders its outputs: ``stacked`` one role after the other, or
             ``interleaved`` head by head, each with its query, key and value.
         experts: where an MoE keeps its experts.
+        norm_base: what a norm adds to its weight.
+        embed_scaled: whether embeddings are multiplied by the root of the hidden size.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -117,6 +119,8 @@ class Architecture:
     ffn: tuple[FfnRow, ...]
     fused: Mapping[str, Literal["stacked", "interleaved"]] = field(default_factory=dict)
     experts: ExpertsRow | None = None
+    norm_base: float = 0.0
+    embed_scaled: bool = False
 
     def path(self, role: str, layer: int | None = None) -> str | None:
         """The module path of a role in a layer; None if the family has no such module."""

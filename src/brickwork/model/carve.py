@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from brickwork.errors import ModelError
@@ -34,13 +34,17 @@ from brickwork.model.parts import (
     role_path,
     row_of,
 )
+from brickwork.model.sizes import (
+    EXPERT_WIDTH_KEYS,
+    WIDTH_KEY,
+    WIDTH_KEYS,
+    config_with,
+    layer_entries,
+)
 from brickwork.model.units import UNITS, unit_counts
 
 NEURONS, EXPERTS, KV_HEADS = "mlp.neurons", "mlp.experts", "attn.kv_heads"
-# Where a family's configuration has the inner width of its FFNs, of its experts, and their number.
-_WIDTH = {"gpt2": "n_inner", "opt": "ffn_dim"}
-_EXPERT_WIDTH = {"qwen3_moe": "moe_intermediate_size"}
-_PLAIN_WIDTH, _EXPERT_COUNT = "intermediate_size", "num_experts"
+_EXPERT_COUNT = "num_experts"
 _EXPERT_STEP = 8  # neurons, of 2 bytes at least
 
 
@@ -175,7 +179,7 @@ def _plan(model: PreTrainedModel, kept: Kept) -> _Plan:
             cuts[n][word] = _cut(model, n, word, whole[n], rest[n], size)
         config |= {key: size} if word != KV_HEADS else _head_entries(model, layers, size)
     if stays != tuple(range(layers_of(model))):
-        config |= _layer_entries(model, stays)
+        config |= layer_entries(model, stays)
     if EXPERTS in {word for own in cuts.values() for word in own}:
         _require_enough_experts(model, config)
     return _Plan(stays, cuts, config)
@@ -188,8 +192,8 @@ def _alike(
     family = model.config.model_type
     dense = [n for n in layers if n not in moe]
     yield _EXPERT_COUNT, EXPERTS, moe
-    yield _EXPERT_WIDTH.get(family, _PLAIN_WIDTH), NEURONS, moe
-    yield _WIDTH.get(family, _PLAIN_WIDTH), NEURONS, dense
+    yield EXPERT_WIDTH_KEYS.get(family, WIDTH_KEY), NEURONS, moe
+    yield WIDTH_KEYS.get(family, WIDTH_KEY), NEURONS, dense
     yield "", KV_HEADS, list(layers)
 
 
@@ -270,23 +274,6 @@ def _require_own_norms(model: PreTrainedModel, layer: int) -> None:
         )
 
 
-def _layer_entries(model: PreTrainedModel, stays: Sequence[int]) -> dict[str, object]:
-    config = model.config.get_text_config()
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise ModelError(
-            f"layers were to be carved out of a {config.model_type} model that scales attention by "
-            "a layer's number (scale_attn_by_inverse_layer_idx); carve neurons instead."
-        )
-    entries: dict[str, object] = {"num_hidden_layers": len(stays)}
-    if getattr(config, "layer_types", None):
-        entries["layer_types"] = [config.layer_types[n] for n in stays]
-    if hasattr(config, "mlp_only_layers"):
-        forms = [ffn_row_of(model, n).form for n in stays]
-        entries["mlp_only_layers"] = [n for n, form in enumerate(forms) if form != "moe_gated"]
-        entries["decoder_sparse_step"] = 1
-    return entries
-
-
 def _require_enough_experts(model: PreTrainedModel, config: Mapping[str, object]) -> None:
     row = row_of(model).experts
     assert row is not None, "experts are cut in models that have some"
@@ -301,11 +288,8 @@ def _require_enough_experts(model: PreTrainedModel, config: Mapping[str, object]
 
 def _empty(model: PreTrainedModel, plan: _Plan) -> PreTrainedModel:
     """A model of the smaller configuration, its weights still to be set."""
-    family = model.config.model_type
-    with transformers_at(f"make a smaller {family} of {dict(plan.config)}"):
-        config: PreTrainedConfig = copy.deepcopy(model.config)
-        config.get_text_config().update(dict(plan.config))
-        config = type(config).from_dict(config.to_dict())  # where it checks itself
+    config = config_with(model.config, plan.config)
+    with transformers_at(f"make a smaller {model.config.model_type} of {dict(plan.config)}"):
         smaller: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
             dtype=next(model.parameters()).dtype,

@@ -25,6 +25,11 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt",
     "merges.txt", "added_tokens.json", "special_tokens_map.json",
 )  # fmt: skip
+_BESIDE = (
+    "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", "chat_template.json",
+)  # fmt: skip
+_TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
 
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 _SMALL_FILES = [CONFIG, "generation_config.json", INDEX, *TOKENIZER_FILES, "*.jinja"]
@@ -61,6 +66,20 @@ def find_checkpoint(name_or_path: str, revision: str | None, *, weights: bool) -
         folder = _fetch(name_or_path, revision, weights=weights)
     _check(folder, name_or_path, weights=weights)
     return folder
+
+
+def files_beside(folder: Path, *, tokenizer: bool = True) -> dict[str, bytes]:
+    """The files of a checkpoint that are neither weights nor its configuration, by name.
+
+    Args:
+        folder: of the checkpoint.
+        tokenizer: whether those of the tokenizer are among them, its chat templates included.
+    """
+    names = [*_BESIDE, *(TOKENIZER_FILES if tokenizer else ())]
+    paths = [folder / name for name in names]
+    if tokenizer:
+        paths += [path for pattern in _TEMPLATES for path in folder.glob(pattern)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
 
 
 def _fetch(hub_id: str, revision: str | None, *, weights: bool) -> Path:

@@ -51,7 +51,7 @@ def write_checkpoint(
                 tokenizer.save_pretrained(new)
         if record is not None:
             (new / RECORD).write_bytes(json_bytes(RECORD, record))
-        _make_durable(new)
+        make_durable(new)
         require_free(folder, "a model", ModelError)
         new.rename(folder)
         sync_folder(folder.parent)
@@ -59,10 +59,11 @@ def write_checkpoint(
         shutil.rmtree(workshop, ignore_errors=True)
 
 
-def _make_durable(folder: Path) -> None:
+def make_durable(folder: Path) -> None:
+    """Make a new folder of files outlast a power failure."""
     for path in folder.iterdir():
         if path.is_dir():  # chat templates besides the default one
-            _make_durable(path)
+            make_durable(path)
             continue
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -25,7 +25,7 @@ from brickwork.model.sockets import sites_of
 
 # The attention and the experts are computed by the defaults of transformers: what a configuration
 # asks for instead can name code on the Hub.
-_OWN_CODE_ONLY: dict[str, Any] = {
+OWN_CODE_ONLY: dict[str, Any] = {
     "trust_remote_code": False,
     "attn_implementation": None,
     "experts_implementation": None,
@@ -102,7 +102,7 @@ def load_model(
             local_files_only=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
-            **_OWN_CODE_ONLY,
+            **OWN_CODE_ONLY,
         )
     model, report = loaded
     _require_whole(report, name_or_path)
@@ -128,7 +128,7 @@ def outline_model(
     config = read_config(folder, name_or_path)
     stated = {} if number_format == "auto" else {"dtype": number_format}
     with torch.device("meta"), transformers_at(f"build {name_or_path!r}"):
-        model: Any = AutoModelForCausalLM.from_config(config, **stated, **_OWN_CODE_ONLY)
+        model: Any = AutoModelForCausalLM.from_config(config, **stated, **OWN_CODE_ONLY)
     words = _read_tokenizer(folder, name_or_path) if tokenizer else None
     return wrap_model(model.eval(), words, name or _name(name_or_path))
 
@@ -152,7 +152,7 @@ def rehearsal_model(
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     with transformers_at(f"build a smaller {outline.name!r}"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=outline.dtype, **_OWN_CODE_ONLY)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=outline.dtype, **OWN_CODE_ONLY)
     return wrap_model(model.to(find_device(device)).eval(), None, outline.name)
 
 

@@ -1,0 +1,1 @@
+"""The verb grow: more capacity and new abilities, without forgetting."""

@@ -1,0 +1,183 @@
+"""Growths one after the other, as a recipe in YAML says, and the grown model as a checkpoint."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from brickwork.brick.files import json_bytes
+from brickwork.brick.spec import explain
+from brickwork.errors import ConfigurationError, DataError
+from brickwork.grow.fresh import Fresh
+from brickwork.grow.growth import GrownWeights
+from brickwork.grow.growths import find_growth, grow
+from brickwork.grow.options import Options
+from brickwork.grow.record import GrowthRecord, Step
+from brickwork.model.checkpoint import files_beside
+from brickwork.model.cost import token_flops
+from brickwork.model.export import RECORD
+from brickwork.model.load import LoadedModel
+from brickwork.model.shard_layout import ShardLayout
+from brickwork.model.sizes import model_of
+from brickwork.model.stream import planned_layout, write_weights
+from brickwork.model.tokens import Tokenizer, saved_tokenizer
+from brickwork.model.weights import Weights, in_memory
+
+
+class RecipeStep(Options):
+    """One growth of a recipe.
+
+    Attributes:
+        part: what grows.
+        by: how, the name of a row.
+        options: of the row.
+    """
+
+    part: str
+    by: str
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class GrowthRecipe(Options):
+    """What is to become of a model: growths in their order, and the seed of all that is drawn."""
+
+    steps: tuple[RecipeStep, ...] = Field(min_length=1)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GrownModel:
+    """A grown model that is still to be made.
+
+    Attributes:
+        weights: made one by one when they are asked for.
+        tokenizer: with the new tokens, if there are some; None where the model has none.
+        old_tokens: how many tokens there were whose logits are comparable.
+        steps: what was done.
+        notes: what the user should know.
+    """
+
+    weights: Weights
+    tokenizer: Tokenizer | None
+    old_tokens: int
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def fresh(self) -> tuple[Fresh, ...]:
+        """Which numbers of the grown model are new."""
+        return self.weights.fresh if isinstance(self.weights, GrownWeights) else ()
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """What every step keeps, without repetition, as its rows say it."""
+        return tuple(dict.fromkeys(step.keeps for step in self.steps))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model takes: parameters, bytes of its weights, and operations for each token."""
+
+    parameters: int
+    bytes: int
+    token_flops: int
+
+
+def read_recipe(file: Path) -> GrowthRecipe:
+    """A recipe from a YAML file.
+
+    Raises:
+        DataError: if the file cannot be read.
+        ConfigurationError: if it is no recipe; names every entry that is wrong.
+    """
+    try:
+        document = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"the recipe {file.name!r} cannot be read: {error}") from None
+    try:
+        return GrowthRecipe.model_validate(document)
+    except ValidationError as error:
+        raise ConfigurationError(f"{file.name} is no recipe of growth: {explain(error)}.") from None
+
+
+def grow_by_recipe(
+    weights: Weights, recipe: GrowthRecipe, *, tokenizer: Tokenizer | None = None
+) -> GrownModel:
+    """Plan all growths of a recipe; no weight is read or made yet.
+
+    Raises:
+        UnknownNameError: if a step names no row.
+        ConfigurationError: if the options of a step are not those of its row.
+        GrowthError: if the model cannot grow so; says why.
+    """
+    head: Any = weights.outline.get_output_embeddings()
+    rows = len(head.weight)
+    start = GrownModel(weights, tokenizer, rows, (), ())
+    return reduce(lambda grown, step: _step(grown, step, recipe.seed), recipe.steps, start)
+
+
+def _step(before: GrownModel, step: RecipeStep, seed: int) -> GrownModel:
+    number = len(before.steps)
+    grown = grow(
+        before.weights, step.part, step.by, step.options,
+        tokenizer=before.tokenizer, seed=seed + number,
+    )  # fmt: skip
+    done = Step(
+        part=step.part,
+        name=step.by,
+        options=dict(step.options),
+        seed=seed + number,
+        keeps=find_growth(step.part, step.by).keeps,
+    )
+    known = before.old_tokens
+    if grown.growth.tokens and before.tokenizer is not None:
+        known = min(known, len(before.tokenizer))
+    notes = before.notes + grown.growth.notes
+    return GrownModel(grown.weights, grown.tokenizer, known, (*before.steps, done), notes)
+
+
+def sizes_of(weights: Weights) -> Sizes:
+    """What a model takes, from its outline."""
+    layout = planned_layout(weights)
+    return Sizes(layout.parameters, layout.bytes, token_flops(weights.outline))
+
+
+def load_grown(grown: GrownModel, old: LoadedModel) -> LoadedModel:
+    """The grown model in memory, in the dtype and on the device of the old one."""
+    tensors = {path: tensor.to(old.dtype) for path, tensor in in_memory(grown.weights).items()}
+    # Nothing of the old model may change when the grown one is trained.
+    own = {path: tensor.clone() for path, tensor in tensors.items()}
+    return model_of(grown.weights.outline.config, own, old, tokenizer=grown.tokenizer)
+
+
+def write_grown(
+    grown: GrownModel,
+    source: Path,
+    name: str,
+    folder: Path,
+    *,
+    advance: Callable[[int], None] = lambda _bytes: None,
+) -> ShardLayout:
+    """Write the grown model as a new checkpoint, holding one parameter at a time.
+
+    Args:
+        grown: as planned.
+        source: folder of the old model, whose small files are taken over.
+        name: of the old model, for the record.
+        folder: where; there must be nothing yet.
+        advance: told the bytes that have just been written.
+
+    Raises:
+        ModelError: if something is there already, there is no room, or it cannot be written.
+    """
+    record = GrowthRecord(model=name, steps=grown.steps, fresh=grown.fresh)
+    added = any(step.part == "vocab" for step in grown.steps)
+    files = files_beside(source, tokenizer=not added)
+    if added and grown.tokenizer is not None:
+        files |= saved_tokenizer(grown.tokenizer)
+    files[RECORD] = json_bytes(RECORD, record.model_dump(mode="json"))
+    return write_weights(grown.weights, folder, files, advance=advance)
