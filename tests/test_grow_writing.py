@@ -158,7 +158,7 @@ def test_a_checkpoint_whose_tensors_are_others_is_refused(tmp_path: Path) -> Non
     source = saved("llama", tmp_path / "old")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-    with pytest.raises(ModelError, match="mlp.gate_proj.weight"):
+    with pytest.raises(ModelError, match="gate_proj"):
         CheckpointWeights(source)
 
 
