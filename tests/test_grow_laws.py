@@ -21,6 +21,7 @@ ASKED: Mapping[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("width", "zero"): ({"times": 1.5},),
     ("heads", "groups"): ({"kv_heads": 4}, {"kv_heads": 4, "by": "zero"}),
     ("heads", "queries"): ({"heads": 8}, {"heads": 8, "by": "zero"}),
+    ("heads", "wider"): ({"times": 2}, {"times": 3}),
     ("hidden", "zero-extend"): ({"size": 48},),
     ("hidden", "duplicate"): ({"times": 2},),
     ("hidden", "duplicate-some"): ({"size": 48},),
@@ -44,6 +45,10 @@ _DENSE = tuple(family for family in FAMILIES if family not in _MIXTURES)
 REFUSED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("heads", "groups"): ((*_BOUND, "olmo2"), "hidden size is always|one norm over all heads"),
     ("heads", "queries"): ((*_BOUND, "olmo2"), "hidden size is always|one norm over all heads"),
+    ("heads", "wider"): (
+        (*_BOUND, "qwen3", "gemma3_text", "qwen3_moe", "olmo2"),
+        "hidden size is always|norms queries|one norm over all heads",
+    ),
     ("hidden", "zero-extend"): (_BOUND, "LayerNorm subtracts the mean"),
     ("hidden", "duplicate-some"): (_BOUND, "heads times their width"),
     ("experts", "upcycle"): (

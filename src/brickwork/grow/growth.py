@@ -118,6 +118,9 @@ class GrownWeights:
         if described.layer is not None and self.is_silent(described):
             # A new tensor: what was read may be the old model's own.
             return tensor.new_full(tensor.shape, -base)
+        queries = self.growth.factors.get("attn.q", 1.0)
+        if described.role == "attn.qkv" and queries != 1.0:
+            return _scaled_queries(described, tensor, queries)
         factor = self.growth.factors.get(described.role, 1.0)
         if factor == 1.0:
             return tensor
@@ -205,6 +208,15 @@ class GrownWeights:
                     f"{list(found)} there: the family cannot be of these sizes; choose others, or "
                     "another growth."
                 )
+
+
+def _scaled_queries(described: Described, fused: Tensor, factor: float) -> Tensor:
+    """A map of queries, keys and values with its queries multiplied."""
+    (axis,) = (n for n, own in enumerate(described.axes) if len(own.segments) > 1)
+    result = fused.clone()
+    queries = result.narrow(axis, 0, described.axes[axis].segments[0].entries)
+    queries.copy_(queries.float() * factor)
+    return result
 
 
 def grown_config(model: CausalModel, growth: Growth) -> Any:

@@ -71,6 +71,11 @@ _ROWS = (
         "Chen et al. 2016, arXiv:1511.05641",
     ),
     GrowthRow(
+        "heads", "wider", "every head several times as wide (rotary positions)", _SAME,
+        "brickwork.grow.heads:widen_heads", "brickwork.grow.heads:WiderOptions",
+        "rotations: Su et al. 2021, arXiv:2104.09864",
+    ),
+    GrowthRow(
         "hidden", "zero-extend", "zeros behind the stream, norms corrected (RMSNorm)", _SAME,
         "brickwork.grow.hidden:zero_extend", "brickwork.grow.hidden:HiddenOptions",
         "Chen et al. 2022, arXiv:2110.07143",

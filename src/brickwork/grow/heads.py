@@ -10,9 +10,12 @@ from brickwork.grow.options import Options
 from brickwork.grow.spread import NONE, Spread, added, repeated
 from brickwork.grow.width import wanted
 from brickwork.model.heads import Heads, heads_of
+from brickwork.model.parameters import Kind
 from brickwork.model.parts import find_module, layers_of, role_path, row_of
 from brickwork.model.weights import Weights
 
+# Types of rotation where the turn of a pair depends on its frequency alone.
+_WIDTH_FREE = ("default", "linear", "llama3")
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -36,6 +39,12 @@ class QueryOptions(Options):
     heads: Count
     by: Literal["split", "zero"] = "split"
     shares: Literal["even", "uneven"] = "uneven"
+
+
+class WiderOptions(Options):
+    """``times``: how many times as wide each head becomes, a whole number."""
+
+    times: Annotated[int, Field(ge=2)]
 
 
 def add_groups(weights: Weights, options: GroupOptions) -> Growth:
@@ -88,6 +97,66 @@ def add_queries(weights: Weights, options: QueryOptions) -> Growth:
     entries = {"num_attention_heads": new, "head_dim": heads.head_dim}
     entries["num_key_value_heads"] = heads.kv_heads
     return Growth("equal", entries, {"heads": Spread(tuple(source), fresh, shares=shares)})
+
+
+def widen_heads(weights: Weights, options: WiderOptions) -> Growth:
+    """Heads several times as wide: exact, for the old rotations are among the new ones.
+
+    Pair i of a head of d numbers turns by base^(-2i/d); in a head of k*d numbers pair k*i does.
+    Queries are multiplied by the root of k where attention divides by the root of the width.
+
+    Raises:
+        GrowthError: if the heads cannot be wider and say the same: where their norms would see
+            other numbers, the hidden size is heads times their width, or rotations are scaled by
+            the width.
+
+    Source: none known to us; rotations: Su et al. 2021, RoFormer (arXiv:2104.09864).
+    """
+    heads, model = _require_free_heads(weights), weights.outline
+    config = model.config.get_text_config()
+    if "norms.q" in row_of(model).roles:
+        raise GrowthError(
+            f"wider heads were asked for of a {config.model_type} model, which norms queries and "
+            "keys over the width of a head: any new number would change the old ones, unless both "
+            "are zero, and then neither ever learns. Add heads instead."
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    if kind not in _WIDTH_FREE:
+        raise GrowthError(
+            f"wider heads were asked for, but the rotation is of the type {kind!r}, which depends "
+            f"on a head's width in another way than {', '.join(_WIDTH_FREE)}; add heads instead."
+        )
+    turned = int(heads.head_dim * rope.get("partial_rotary_factor", 1.0))
+    inner = wider_head(heads.head_dim, turned, options.times)
+    old = (False,) * heads.heads
+    spreads: dict[Kind, Spread] = {
+        # Queries are zero where keys are new, so that their products are.
+        "heads": Spread(tuple(range(heads.heads)), old, written="zero", inner=inner),
+        "kv_heads": Spread(tuple(range(heads.kv_heads)), old[: heads.kv_heads], inner=inner),
+    }
+    by_width = not hasattr(config, "query_pre_attn_scalar")
+    factors = {"attn.q": options.times**0.5} if by_width else {}
+    entries = {"head_dim": heads.head_dim * options.times}
+    return Growth("equal", entries, spreads, factors=factors)
+
+
+def wider_head(width: int, turned: int, times: int) -> tuple[int, ...]:
+    """For each number of a wider head the old one, or NONE.
+
+    Args:
+        width: of the old head.
+        turned: how many of its first numbers are rotated, number i with ``i + turned / 2``.
+        times: how much wider it becomes.
+
+    >>> wider_head(4, 4, 2)
+    (0, -1, 1, -1, 2, -1, 3, -1)
+    """
+    found = [NONE] * (width * times)
+    for number in range(width):
+        place = number * times if number < turned else turned * times + number - turned
+        found[place] = number
+    return tuple(found)
 
 
 def _added(old: int, new: int, source: Any, shares: Literal["even", "uneven"]) -> Spread:

@@ -32,6 +32,7 @@ class Spread:
         read: what reads it.
         shares: whether readers of copies take uneven or even shares; None: all of each.
         blends: units without a source that are the mean of some old ones, by their number.
+        inner: where a unit itself grows: for each of its entries the old one, or NONE.
     """
 
     source: tuple[int, ...]
@@ -40,6 +41,11 @@ class Spread:
     read: Fill = "zero"
     shares: Literal["even", "uneven"] | None = None
     blends: Mapping[int, tuple[int, ...]] | None = None
+    inner: tuple[int, ...] | None = None
+
+    def width(self, old: int) -> int:
+        """Entries of a unit afterwards."""
+        return old if self.inner is None else len(self.inner)
 
 
 def added(old: int, new: int, *, source: Sequence[int] | None = None, **how: object) -> Spread:
@@ -102,10 +108,12 @@ def sources_of(
     found, start = [], 0
     for segment in segments:
         spread = spreads.get(segment.kind)
-        units = torch.tensor(spread.source if spread else range(segment.count))
+        units = torch.tensor(spread.source if spread else range(segment.count))[:, None]
         within = torch.arange(segment.width)
-        entries = (start + units[:, None] * segment.width + within).flatten()
-        found.append(torch.where((units < 0).repeat_interleave(segment.width), NONE, entries))
+        if spread and spread.inner is not None:
+            within = torch.tensor(spread.inner)
+        entries = start + units * segment.width + within
+        found.append(torch.where((units < 0) | (within < 0), NONE, entries).flatten())
         start += segment.entries
     return torch.cat(found)
 
@@ -118,7 +126,10 @@ def fresh_entries(
     for segment in segments:
         spread = spreads.get(segment.kind)
         fresh = torch.tensor(spread.fresh) if spread else torch.zeros(segment.count).bool()
-        found.append(fresh.repeat_interleave(segment.width))
+        within = torch.zeros(segment.width, dtype=torch.bool)
+        if spread and spread.inner is not None:
+            within = torch.tensor(spread.inner) < 0
+        found.append((fresh[:, None] | within).flatten())
     return torch.cat(found)
 
 
@@ -142,9 +153,15 @@ def _factors(
     segment: Segment, spread: Spread | None, generator: torch.Generator
 ) -> Float[Tensor, " entries"]:
     if spread is None or spread.shares is None:
-        count = len(spread.source) if spread else segment.count
-        return torch.ones(count * segment.width, dtype=torch.float64)
+        return torch.ones(_length(segment, spread), dtype=torch.float64)
     return share_of(spread, generator).repeat_interleave(segment.width)
+
+
+def _length(segment: Segment, spread: Spread | None) -> int:
+    """Entries of a segment afterwards."""
+    if spread is None:
+        return segment.entries
+    return len(spread.source) * spread.width(segment.width)
 
 
 def share_of(spread: Spread, generator: torch.Generator) -> Float[Tensor, " units"]:
@@ -172,7 +189,7 @@ def _fill(
     start = 0
     for segment in axis.segments:
         spread = spreads.get(segment.kind)
-        length = (len(spread.source) if spread else segment.count) * segment.width
+        length = _length(segment, spread)
         at = start + (index[start : start + length] < 0).nonzero().flatten()
         start += length
         if spread is None or not len(at):
