@@ -11,8 +11,9 @@ from torch import Tensor
 from brickwork.errors import BrickworkError
 from brickwork.grow.growths import GrowthRow, grow, growths
 from brickwork.grow.recipe import GrowthRecipe, RecipeStep, grow_by_recipe, load_grown
-from brickwork.model.load import LoadedModel, wrap_model
+from brickwork.model.load import LoadedModel, load_model, wrap_model
 from brickwork.model.weights import ModelWeights
+from brickwork.reference.paths import model_folder
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 # What each row is asked for; a row without an entry fails.
@@ -216,3 +217,28 @@ def test_equal_seeds_draw_equal_numbers_and_others_do_not() -> None:
 
     assert torch.equal(drawn(1), drawn(1))
     assert not torch.equal(drawn(1), drawn(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("key", "number"), sorted({case[1:] for case in CASES}), ids=str)
+def test_the_reference_model_grows_as_the_tiny_ones_do(key: tuple[str, str], number: int) -> None:
+    old = load_model(str(model_folder()), device="cpu", dtype="float32", name="reference")
+    config = old.model.config
+    asked = {
+        "neurons": 1536, "kv_heads": 4, "heads": 8, "size": 384, "tokens": 2048,
+        "after": [0, 3, 7], "blocks": 4, "overlap": 2,
+    }  # fmt: skip
+    options = {name: asked.get(name, value) for name, value in ASKED[key][number].items()}
+    if key[0] == "vocab":
+        options["tokens"] = [" zyxwvut", " configurable-model"]
+    if key == ("experts", "copies"):
+        old = grown_by(old, "experts", "upcycle", {"experts": 4})
+    ids = texts(config.vocab_size)
+    before = logits(old, ids)
+    after = logits(grown_by(old, *key, options), ids)
+    known = len(old.tokenizer or ()) if key[0] == "vocab" else before.shape[-1]
+    distance = float((before - after[..., : before.shape[-1]])[..., :known].abs().max())
+    if growths()[key].keeps == "nothing promised" or options.get("redrawn"):
+        assert distance > 0.1
+    else:
+        assert distance < TOLERANCE
