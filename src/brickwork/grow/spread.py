@@ -197,7 +197,8 @@ def _fill(
         if spread.blends is not None:
             _blend(result, number, old, spread.blends)
             continue
-        fill = spread.read if axis.side == "reads" else spread.written
+        # Under a norm of zero nothing new would ever have a gradient.
+        fill = {"reads": spread.read, "norms": "draw"}.get(axis.side, spread.written)
         _write(result, number, at, old, generator if fill == "draw" else None)
 
 
