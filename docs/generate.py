@@ -5,11 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from brickwork.brick.effects import EFFECTS
-from brickwork.brick.forms import forms
+from brickwork.brick.forms import forms, load_target
 from brickwork.build.moe_targets import MOE_TARGETS
 from brickwork.combine.method import Method, Parameter
 from brickwork.combine.methods import methods
+from brickwork.grow.growths import GrowthRow, growths
+from brickwork.grow.selectors import SELECTORS
+from brickwork.grow.strategies import strategies
+from brickwork.grow.strategy import Strategy
 from brickwork.measure.need import NEEDS
 from brickwork.measure.partition import PARTITIONS
 from brickwork.measure.results import Analysis
@@ -54,6 +60,13 @@ ABOUT_EDITS = (
     "An option is written as `--set name=value`; its default stands in brackets. A method that "
     "edits 0 layers finds the places itself."
 )
+ABOUT_GROWTHS = (
+    "`brickwork grow PART --by NAME`. In a recipe an option is written by this name, on the "
+    "command line as `--name`; a list is given there one by one, in the singular. Where no default "
+    "stands in brackets, an option must be given, or one of two that say the same."
+)
+ABOUT_STRATEGIES = "`brickwork grow task --strategy NAME --set OPTION=VALUE`."
+ABOUT_SELECTORS = "What a memory keeps of a task: the option `selector` of strategies with replay."
 Rows = list[tuple[str, ...]]
 
 
@@ -100,6 +113,15 @@ def tables() -> str:
         )
         for m in edit_methods().values()
     ]  # fmt: skip
+    grown = [
+        (r.part, f"`{r.name}`", r.meaning, r.keeps, "; ".join(_fields_told(r)), r.source)
+        for r in growths().values()
+    ]
+    learned = [
+        (f"`{r.name}`", r.meaning, "; ".join(_fields_told(r)) or "-", r.source)
+        for r in strategies().values()
+    ]
+    selected = [(f"`{r.name}`", r.meaning, r.source) for r in SELECTORS.values()]
     families = [(f"`{name}`",) for name in sorted(architectures())]
     parts = (
         "# Tables\n\nWritten by `python docs/generate.py`; do not edit.",
@@ -123,6 +145,15 @@ def tables() -> str:
         table(
             ("method", "meaning", "form", "facts", "layers", "needs", "options", "source"), edits
         ),
+        "## Growths",
+        ABOUT_GROWTHS,
+        table(("part", "name", "meaning", "keeps", "options", "source"), grown),
+        "## Strategies for a stream of tasks",
+        ABOUT_STRATEGIES,
+        table(("strategy", "meaning", "options", "source"), learned),
+        "## Selectors of memories",
+        ABOUT_SELECTORS,
+        table(("selector", "meaning", "source"), selected),
         "## Families",
         FAMILIES,
         table(("family",), families),
@@ -132,9 +163,21 @@ def tables() -> str:
 
 def _options(method: EditMethod) -> Iterator[str]:
     """An edit method's options, each with its default and what it is."""
-    for name, field in method.options_type.model_fields.items():
+    return _told(method.options_type)
+
+
+def _fields_told(row: GrowthRow | Strategy) -> Iterator[str]:
+    """The options of a growth or a strategy."""
+    return _told(load_target(row.options))
+
+
+def _told(options: type[BaseModel]) -> Iterator[str]:
+    """The fields of options, each with its default, if it has one, and what it is."""
+    for name, field in options.model_fields.items():
         about = " ".join((field.description or "").split())
-        yield f"`{name}` [{field.default}]: {about}"
+        known = field.is_required() or field.default is None
+        default = "" if known else f" [{field.default}]"
+        yield f"`{name}`{default}: {about}" if about else f"`{name}`{default}"
 
 
 def _needs(method: Method) -> tuple[str, str]:

@@ -14,8 +14,11 @@ from brickwork.brick.spec import BrickSpec
 FORMS = tuple(forms())
 # An effect that takes a weight is nothing at weight 0, so its tensors can be nothing too.
 FORMS_WITH_NEUTRAL = tuple(name for name in FORMS if EFFECTS[find_form(name).effect].weighted)
-_OPTIONS: dict[str, dict[str, Any]] = {"lora": {"alpha": 8.0}, "router": {"density": 0.5}}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": {"alpha": 8.0}, "router": {"density": 0.5}, "replay": {"tasks": ["a", "b"]},
+}  # fmt: skip
 _FREE_LENGTHS = (1, 5)
+_MANY = {"positions": (5, 9)}  # every instance has a token
 _FIXED_LENGTHS = {"one": 1}
 
 
@@ -42,7 +45,7 @@ def random_brick(
         free: dict[str, int] = {}
         for axis in dict.fromkeys(axis for axes in schema.values() for axis in axes):
             lengths = shared if axis in row.shared else free
-            length = _FIXED_LENGTHS.get(axis) or _number(*_FREE_LENGTHS, generator)
+            length = _FIXED_LENGTHS.get(axis) or _number(*_MANY.get(axis, _FREE_LENGTHS), generator)
             lengths.setdefault(axis, length)
         lengths = {**free, **shared, **site.sizes}
         for slot, axes in schema.items():
@@ -60,8 +63,6 @@ def _special_values(
     slot: str, size: list[int], lengths: dict[str, int], generator: torch.Generator
 ) -> Tensor | None:
     """Random values of a slot that cannot have any value."""
-    if slot == "keep":
-        return torch.randint(2, size, generator=generator).float()
     if slot == "confidence":
         return torch.rand(size, generator=generator)
     if slot == "owner":  # every group has a neuron, and some may be shared
@@ -71,7 +72,12 @@ def _special_values(
         return (2 * lengths["hidden"]) ** 0.5 * 2 * torch.rand(size, generator=generator)
     if slot == "quantiles":
         return torch.rand(size, generator=generator).sort().values
-    return None
+    if slot == "length":  # what is left over belongs to the last
+        each = torch.ones(size)
+        each[-1] += lengths["positions"] - size[0]
+        return each
+    below = {"keep": 2, "ids": 100, "start": 2, "task": 2}.get(slot)
+    return None if below is None else torch.randint(below, size, generator=generator).float()
 
 
 def neutral_brick(

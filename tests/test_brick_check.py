@@ -208,7 +208,7 @@ def test_a_prompt_sits_at_one_site() -> None:
 )
 def test_refuses_another_base(form: str, base: Base, reason: str) -> None:
     one = brick(form)
-    if reason.startswith("the base has no module") and form == "prompt":
+    if reason.startswith("the base has no module") and find_form(form).sites == ("embedding",):
         reason = "the base's parameters have other names or shapes"
     with pytest.raises(MisfitError) as refusal:
         require_fit(one, base)
@@ -224,8 +224,8 @@ def test_refuses_another_architecture(form: str) -> None:
         require_fit(brick(form), Base(other, base.sites))
 
 
-# A skip or an exit holds one number, whatever the base's sizes.
-@pytest.mark.parametrize("form", [name for name in FORMS if name not in {"skip", "exit"}])
+# A skip or an exit holds one number, whatever the base's sizes, and instances are only read.
+@pytest.mark.parametrize("form", [n for n in FORMS if n not in {"skip", "exit", "replay"}])
 def test_refuses_shapes_that_differ_from_the_site(form: str) -> None:
     one, wide = brick(form), paper_base(hidden=12, kv_heads=2)
     same_name = Base(BASE.fingerprint, wide.sites)
@@ -261,6 +261,32 @@ def test_refuses_a_prefix_that_leaves_out_a_layer() -> None:
     (reason,) = misfits(brick("prefix", sites=["model.layers.1.self_attn"]), BASE)
     assert reason.startswith("a prefix sits at every attention of its base, but this has none at ")
     assert reason.endswith("model.layers.0.self_attn")
+
+
+@pytest.mark.parametrize(
+    ("slot", "values", "reason"),
+    [
+        ("ids", [1.5, 2], "ids: holds other than whole numbers from 0 to 16,777,216"),
+        ("ids", [-1, 2], "ids: holds other than whole numbers"),
+        ("task", [2.0**25], "task: holds other than whole numbers"),
+        ("length", [3], "instances of 3 tokens at least and 3 in all, for 2 tokens"),
+        ("start", [3], "a response starts behind the end of its instance"),
+        ("task", [2], "names task 2 of 2, the first being 0"),
+    ],
+)
+def test_refuses_instances_that_cannot_be(slot: str, values: list[float], reason: str) -> None:
+    site = "model.embed_tokens"
+    tensors = {"ids": [4, 5], "length": [2], "start": [2], "task": [1]}
+    spec = brick("replay").spec
+    one = Brick(spec, {f"{site}/{name}": torch.tensor(v).float() for name, v in tensors.items()})
+    assert problems(one) == []
+    refused(changed(one, {f"{site}/{slot}": torch.tensor(values).float()}), reason)
+
+
+def test_refuses_an_instance_without_tokens() -> None:
+    slots = {"ids": [4, 5], "length": [2, 0], "start": [2, 0], "task": [1, 1]}
+    tensors = {f"model.embed_tokens/{name}": torch.tensor(v).float() for name, v in slots.items()}
+    refused(Brick(brick("replay").spec, tensors), "instances of 0 tokens at least and 2 in all")
 
 
 def test_a_missing_tokenizer_and_another_name_are_no_difference() -> None:

@@ -40,6 +40,8 @@ def test_the_brick_helps_and_the_base_is_untouched(
     after = loaded.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert brick.spec.peft is not None  # the order of a set would give each process its own hash
+    assert brick.spec.peft["target_modules"] == ["down_proj", "q_proj", "v_proj"]
     model = ConfiguredModel(loaded)
     model.add(brick)
     pairs = [(s.ids[:4], s.ids[4:]) for s in copying]

@@ -506,12 +506,13 @@ def test_a_skipped_block_saves_the_experts_that_a_token_would_have_visited() -> 
     assert model.plan([using("skip")]).rows[0].bricks[0].flops == -2 * (attention + experts)
 
 
-def test_what_keeps_a_part_of_the_base_is_never_retrieved(tmp_path: Path) -> None:
+def test_what_keeps_a_part_of_the_base_or_is_only_read_is_never_retrieved(tmp_path: Path) -> None:
     base = loaded("llama")
     function = Function(text="add numbers", exemplars=("what is one and two", "add three to four"))
     with Store.open(tmp_path / "store") as store:
         for one in (
             selections(base)["half"],
+            random_brick("replay", base.base, torch.Generator().manual_seed(0), name="kept"),
             random_brick("lora", base.base, torch.Generator().manual_seed(0), name="sums"),
         ):
             store.add(Brick(one.spec.model_copy(update={"function": function}), one.tensors))

@@ -164,4 +164,5 @@ EFFECTS: Mapping[str, EffectRow] = {
     "codebook": EffectRow("states changed where they come near a key", True, Codebook),
     "replace": EffectRow("weights or a module of the base exchanged", False, None),
     "insert": EffectRow("a block added between blocks", False, None),
+    "none": EffectRow("nothing: it is read by whoever trains", False, None),
 }

@@ -163,6 +163,18 @@ _ROWS = (
         "Mitchell et al. 2022, arXiv:2206.06520",
         check="brickwork.brick.memory:codebook_problems",
     ),
+    Form(
+        "replay", "instances of earlier tasks, to train on again", "none", ("embedding",),
+        (
+            {
+                "ids": ("positions",), "length": ("samples",), "start": ("samples",),
+                "task": ("samples",),
+            },
+        ),
+        "", "brickwork.brick.replay:ReplayOptions", "",
+        "CFM: Xiao et al. 2024, arXiv:2409.02877; Rolnick et al. 2019, arXiv:1811.11682",
+        spread="one", check="brickwork.brick.replay:replay_problems",
+    ),
 )  # fmt: skip
 
 

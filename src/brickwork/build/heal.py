@@ -4,9 +4,8 @@
 2023, LLM-Pruner, arXiv:2305.11627); ``full`` trains every weight.
 """
 
-import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,10 +14,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from brickwork.build.task import response_loss
 from brickwork.errors import ConfigurationError, DataError
+from brickwork.model.fit import FitRecipe, Report, fit, training_batches
 from brickwork.model.parts import row_of
-from brickwork.model.train import Encoded, batches_by_length, pack
+from brickwork.model.train import Encoded
 
 Method = Literal["lora", "full"]
 _RATES = {"lora": 1e-3, "full": 2e-4}
@@ -40,9 +39,6 @@ class HealRecipe:
     rank: int = 16
     tokens_per_batch: int = 2048
     warm_up: int = 20
-
-
-Report = Callable[[int, int, float], None]
 
 
 def heal(
@@ -134,29 +130,13 @@ def _train(
     seed: int,
     report: Report,
 ) -> None:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    rate = recipe.rate or _RATES[recipe.method]
-    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    warm_up = min(recipe.warm_up, recipe.steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warm_up, (recipe.steps - s) / recipe.steps)
+    how = FitRecipe(
+        recipe.rate or _RATES[recipe.method],
+        recipe.steps,
+        recipe.tokens_per_batch,
+        min(recipe.warm_up, recipe.steps),
+        seed=seed,
     )
+    trained = [p for p in model.parameters() if p.requires_grad]
     model.train()
-    for step, group in enumerate(_groups(sequences, recipe, seed), start=1):
-        loss = response_loss(model, pack(group, pad=0, prompt_weight=0.0))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        report(step, recipe.steps, loss.item())
-
-
-def _groups(sequences: Sequence[Encoded], recipe: HealRecipe, seed: int) -> Iterator[list[Encoded]]:
-    """Batches, going through the instances as often as the steps need."""
-    shuffle = random.Random(seed)
-    left = recipe.steps
-    while left:
-        for group in batches_by_length(sequences, recipe.tokens_per_batch, shuffle)[:left]:
-            left -= 1
-            yield group
+    fit(model, trained, training_batches(sequences, how), how, report=report)

@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from brickwork.build.task import response_loss
 from brickwork.errors import ConfigurationError, DataError
+from brickwork.measure.balance import balance_loss
 from brickwork.measure.perplexity import token_mask
+from brickwork.model.fit import response_loss, rise_and_fall
 from brickwork.model.train import Encoded, batches_by_length, pack
 
 _ROUTER, _EXPERTS = ".mlp.gate.weight", (".mlp.experts.", ".mlp.shared_expert")
@@ -145,12 +146,9 @@ def _train(
     named = dict(model.named_parameters())
     groups = [{"params": [named[n]], "lr": float(rate)} for n, rate in rates.items()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
-    steps, warm_up = recipe.steps, recipe.warm_up
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warm_up, (steps - s) / steps)
-    )
+    schedule = rise_and_fall(optimizer, recipe.steps, recipe.warm_up)
     batches = _batches(sequences, recipe.tokens_per_batch, generator)
-    for step in range(1, steps + 1):
+    for step in range(1, recipe.steps + 1):
         batch = next(batches)
         kept = token_mask(batch).flatten()
         with soft_routers(model) as seen:
@@ -221,20 +219,3 @@ def standardised(logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "toke
     centred = logits - logits.mean(1, keepdim=True)
     spread = centred.detach().square().mean(1, keepdim=True).sqrt()
     return centred / spread.clamp_min(torch.finfo(spread.dtype).tiny)
-
-
-def balance_loss(
-    logits: Float[Tensor, "tokens experts"],
-    chosen: Bool[Tensor, "tokens experts"],
-    kept: Bool[Tensor, " tokens"],
-) -> Float[Tensor, ""]:
-    """How unevenly the experts of a layer are used; ``top_k`` if all are used alike.
-
-    Args:
-        logits: of the router, standardised.
-        chosen: the experts of each token.
-        kept: False for padding.
-    """
-    kept = kept.to(logits.device)
-    share, used = logits.softmax(1)[kept].mean(0), chosen[kept].float().mean(0)
-    return logits.shape[1] * (used * share).sum()

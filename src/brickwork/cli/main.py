@@ -78,6 +78,7 @@ COMMANDS = (
     LateCommand(
         "evaluate", "brickwork.cli.evaluate:evaluate", "Measure what was made, before and after."
     ),
+    LateCommand("grow", "brickwork.cli.grow:grow", "Make a model larger, or teach it more."),
     LateCommand("unlearn", "brickwork.cli.unlearn:unlearn", "Take a behaviour away by examples."),
     LateCommand("store", "brickwork.cli.store:store", "Keep bricks: add, list, show, verify."),
     LateCommand(

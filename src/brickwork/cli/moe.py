@@ -59,8 +59,6 @@ def moe(model: str, partition: Path, out: Path, as_json: bool, **options: Any) -
       brickwork moe reference --partition groups -o mixture --top-k 4 --data reference \\
         --tune-steps 200 --dtype float32
     """  # fmt: skip
-    from brickwork.brick.partition import read_partition
-    from brickwork.build.moe import plan_moe
     from brickwork.errors import ConfigurationError
 
     if (options["tune_steps"] or options["tune_experts"]) and not (
@@ -69,25 +67,43 @@ def moe(model: str, partition: Path, out: Path, as_json: bool, **options: Any) -
         raise ConfigurationError(
             "training needs --tune-steps and --data, and one of them is missing; give both."
         )
+    document = mixture_document(model, partition, out, options)
+    emit(document, as_json, lambda console: render(console, document, options["dry_run"]))
+
+
+def mixture_document(
+    model: str, partition: Path, out: Path | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the mixture, but for a dry run, and tell of it.
+
+    Args:
+        model: as it was written.
+        partition: folder of the partition.
+        out: folder for the checkpoint; None only in a dry run.
+        options: those of the command.
+    """
+    from brickwork.brick.partition import read_partition
+    from brickwork.build.moe import plan_moe
+
     groups = read_partition(partition)
     loaded = open_model(model, options, outline=options["dry_run"])
     plan = plan_moe(loaded, groups, target=options["target"], top_k=options["top_k"])
     document = _description(loaded, plan, out) | {"router": _router_name(options)}
-    dry_run = options["dry_run"]
-    if not dry_run:
+    if not options["dry_run"]:
+        assert out is not None, "where to write"
         document |= _written(loaded, groups, plan, out, options)
-    emit(document, as_json, lambda console: _render(console, document, dry_run))
+    return document
 
 
 def _router_name(options: dict[str, Any]) -> str:
     return options["router"].resolve().name if options["router"] else "centroids"
 
 
-def _description(loaded: "LoadedModel", plan: "MoePlan", out: Path) -> dict[str, Any]:
+def _description(loaded: "LoadedModel", plan: "MoePlan", out: Path | None) -> dict[str, Any]:
     target, sizes = plan.target, plan.sizes
     limits = target.server(loaded.model.config)
     return {
-        "out": str(out),
+        "out": None if out is None else str(out),
         "model": loaded.name,
         "target": target.model_type,
         "routing": target.routing,
@@ -210,7 +226,8 @@ _LOSS_WORDS = {
 }
 
 
-def _render(console: "Console", document: dict[str, Any], dry_run: bool) -> None:
+def render(console: "Console", document: dict[str, Any], dry_run: bool) -> None:
+    """The same for a person."""
     from rich.table import Table
 
     say = document.get
@@ -238,4 +255,4 @@ def _render(console: "Console", document: dict[str, Any], dry_run: bool) -> None
         )
     console.print(table)
     word = "checkpoint, not written (dry run)" if dry_run else "checkpoint"
-    console.print(f"{word}: {say('out')}", markup=False, soft_wrap=True)
+    console.print(f"{word}: {say('out') or '-'}", markup=False, soft_wrap=True)

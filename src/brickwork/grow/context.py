@@ -2,23 +2,15 @@
 
 from typing import Any, Literal
 
-from pydantic import PositiveInt
-
 from brickwork.errors import GrowthError
 from brickwork.grow.growth import Growth, Promise
-from brickwork.grow.options import Options
+from brickwork.grow.options import ContextOptions
 from brickwork.grow.spread import added, repeated
 from brickwork.model.heads import heads_of
 from brickwork.model.parts import find_module, role_path, row_of
 from brickwork.model.weights import Weights
 
 _FULL = "full_attention"
-
-
-class ContextOptions(Options):
-    """``tokens``: the longest text afterwards."""
-
-    tokens: PositiveInt
 
 
 def extend_context(weights: Weights, options: ContextOptions) -> Growth:

@@ -1,33 +1,12 @@
 """More layers: blocks that say nothing at first; or, as others do, copies that do."""
 
 from collections.abc import Sequence
-from typing import Annotated
-
-from pydantic import Field, NonNegativeInt, PositiveInt
 
 from brickwork.errors import GrowthError
 from brickwork.grow.growth import Growth, Placed
-from brickwork.grow.options import Options
+from brickwork.grow.options import BlockOptions, PlaceOptions, StackOptions
 from brickwork.model.parts import layers_of
 from brickwork.model.weights import Weights
-
-
-class PlaceOptions(Options):
-    """``after``: old layers behind each of which a new one comes; a number may come twice."""
-
-    after: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-
-
-class BlockOptions(Options):
-    """``blocks``: how many new ones, spread evenly (behind every group of equal size)."""
-
-    blocks: PositiveInt
-
-
-class StackOptions(Options):
-    """``overlap``: layers left out at the end of the first copy and the start of the second."""
-
-    overlap: NonNegativeInt
 
 
 def insert_identity(weights: Weights, options: PlaceOptions) -> Growth:
@@ -86,7 +65,13 @@ def stack_layers(weights: Weights, options: StackOptions) -> Growth:
 
 
 def _placed(weights: Weights, after: Sequence[int], *, silent: bool) -> tuple[Placed, ...]:
-    layers = layers_of(weights.outline)
+    layers, config = layers_of(weights.outline), weights.outline.config
+    if silent and not getattr(config, "do_layer_norm_before", True):
+        raise GrowthError(
+            f"layers that say nothing at first were asked for of an {config.model_type} model "
+            "whose layers norm what comes out of them (do_layer_norm_before is false), so that "
+            "every layer changes it; grow neurons instead."
+        )
     outside = sorted({n for n in after if n >= layers})
     if outside:
         raise GrowthError(

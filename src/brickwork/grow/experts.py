@@ -2,42 +2,20 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from brickwork.errors import GrowthError
 from brickwork.grow.growth import Growth, Old
-from brickwork.grow.options import Options
-from brickwork.grow.spread import added, generator_for, repeated, share_of
+from brickwork.grow.options import CopiesOptions, UpcycleOptions
+from brickwork.grow.spread import added, generator_for, repeated, spread_axis
 from brickwork.model.mixture_targets import MixtureSizes, choose_target
+from brickwork.model.parameters import Axis, Segment
 from brickwork.model.parts import experts_row_of, ffn_row_of, layers_of, part_of, row_of
 from brickwork.model.weights import Weights
 
 _ROUTER = 0.02  # standard deviation; zeros would send every token to the same experts
-
-
-class UpcycleOptions(Options):
-    """What the mixture will be.
-
-    Attributes:
-        experts: of every layer, each a copy of its FFN.
-        top_k: of them, for each token.
-        redrawn: share of every expert's neurons that is drawn anew, so that experts differ.
-    """
-
-    experts: Annotated[int, Field(ge=2)]
-    top_k: Annotated[int, Field(ge=1)] = 2
-    redrawn: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class CopiesOptions(Options):
-    """``times`` as many experts, and as many times more for each token; see ``shares``."""
-
-    times: Annotated[int, Field(ge=2)] = 2
-    shares: Literal["even", "uneven"] = "uneven"
 
 
 def upcycle(weights: Weights, options: UpcycleOptions) -> Growth:
@@ -159,11 +137,12 @@ def add_copies(weights: Weights, options: CopiesOptions) -> Growth:
     name = row.down.rpartition(".")[2]
 
     def down(source: Old, layer: int | None, seed: int) -> Tensor:
-        experts = source("mlp.experts", layer, name)
-        shares = share_of(spread, generator_for(seed, "shares")) * options.times
-        whole = experts.index_select(0, torch.tensor(spread.source))
-        for expert, share in zip(whole, shares.tolist(), strict=True):
-            expert.copy_(expert.float() * share)
-        return whole
+        # Each copy is weighed by its part of the router's weight, so it says as much more.
+        owners = Axis((Segment("experts", old),), "reads")
+        whole = spread_axis(
+            source("mlp.experts", layer, name), 0, owners, {"experts": spread},
+            generator=generator_for(seed, "shares"),
+        )  # fmt: skip
+        return whole.mul_(options.times)
 
     return Growth("equal", entries, {"experts": spread}, made={("mlp.experts", name): down})

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from brickwork.errors import GrowthError
 from brickwork.grow.fresh import Fresh, spans_of
-from brickwork.grow.spread import Spread, fresh_entries, generator_for, sources_of, spread_axis
+from brickwork.grow.spread import (
+    Spread,
+    fresh_entries,
+    generator_for,
+    sources_of,
+    spread_axis,
+    wide,
+)
 from brickwork.model.parameters import NORMS, Described, Kind, describe_parameters
 from brickwork.model.parts import CausalModel, row_of
 from brickwork.model.sizes import config_with, layer_entries, outline_of
@@ -92,7 +99,8 @@ class GrownWeights:
         described = self._described[path]
         make = self.growth.made.get((described.role, described.name))
         if make is not None:
-            return make(self._old_tensor, self.source_of(described.layer), self._seed(path))
+            made = make(self._old_tensor, self.source_of(described.layer), self._seed(path))
+            return made.to(self.dtype_of(path))
         source = self._old_of(described)
         result = self.old.tensor(source.path)
         # Layers and their copies share what is drawn for no axis, but not what is drawn.
@@ -125,8 +133,8 @@ class GrownWeights:
         if factor == 1.0:
             return tensor
         if described.name == "bias":
-            return (tensor.float() * factor).to(tensor.dtype)
-        return ((tensor.float() + base) * factor - base).to(tensor.dtype)
+            return (wide(tensor) * factor).to(tensor.dtype)
+        return ((wide(tensor) + base) * factor - base).to(tensor.dtype)
 
     def is_silent(self, described: Described) -> bool:
         """Whether a parameter of a layer is zero, so that the layer says nothing at first."""
@@ -215,7 +223,7 @@ def _scaled_queries(described: Described, fused: Tensor, factor: float) -> Tenso
     (axis,) = (n for n, own in enumerate(described.axes) if len(own.segments) > 1)
     result = fused.clone()
     queries = result.narrow(axis, 0, described.axes[axis].segments[0].entries)
-    queries.copy_(queries.float() * factor)
+    queries.copy_(wide(queries) * factor)
     return result
 
 

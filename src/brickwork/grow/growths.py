@@ -8,16 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ValidationError
-
-from brickwork.brick.forms import load_target
-from brickwork.brick.spec import explain
-from brickwork.errors import ConfigurationError, GrowthError, UnknownNameError
-from brickwork.grow.growth import GrownWeights, Growth
-from brickwork.model.tokens import Tokenizer, with_tokens
-from brickwork.model.weights import Weights
+from brickwork.errors import GrowthError, UnknownNameError
 
 Part = Literal["width", "heads", "hidden", "depth", "vocab", "experts", "context"]
 
@@ -45,109 +38,110 @@ class GrowthRow:
     source: str
 
 
-_SAME, _OLD, _SHORT, _NOT = (
+NOTHING = "nothing promised"
+_OPTIONS = "brickwork.grow.options"
+_SAME, _OLD, _SHORT = (
     "all logits", "the logits of old tokens", "all logits of texts no longer than before",
-    "nothing promised",
 )  # fmt: skip
 _ROWS = (
     GrowthRow(
         "width", "split", "copies of neurons, whose outgoing weights are divided", _SAME,
-        "brickwork.grow.width:split_width", "brickwork.grow.width:SplitOptions",
+        "brickwork.grow.width:split_width", f"{_OPTIONS}:SplitOptions",
         "Chen et al. 2016, arXiv:1511.05641",
     ),
     GrowthRow(
         "width", "zero", "new neurons that say nothing at first", _SAME,
-        "brickwork.grow.width:zero_width", "brickwork.grow.width:WidthOptions",
+        "brickwork.grow.width:zero_width", f"{_OPTIONS}:WidthOptions",
         "Chen et al. 2022, arXiv:2110.07143",
     ),
     GrowthRow(
         "heads", "groups", "key and value heads more, each with its query heads", _SAME,
-        "brickwork.grow.heads:add_groups", "brickwork.grow.heads:GroupOptions",
+        "brickwork.grow.heads:add_groups", f"{_OPTIONS}:GroupOptions",
         "Chen et al. 2016, arXiv:1511.05641",
     ),
     GrowthRow(
         "heads", "queries", "query heads more in every group", _SAME,
-        "brickwork.grow.heads:add_queries", "brickwork.grow.heads:QueryOptions",
+        "brickwork.grow.heads:add_queries", f"{_OPTIONS}:QueryOptions",
         "Chen et al. 2016, arXiv:1511.05641",
     ),
     GrowthRow(
         "heads", "wider", "every head several times as wide (rotary positions)", _SAME,
-        "brickwork.grow.heads:widen_heads", "brickwork.grow.heads:WiderOptions",
+        "brickwork.grow.heads:widen_heads", f"{_OPTIONS}:WiderOptions",
         "rotations: Su et al. 2021, arXiv:2104.09864",
     ),
     GrowthRow(
         "hidden", "zero-extend", "zeros behind the stream, norms corrected (RMSNorm)", _SAME,
-        "brickwork.grow.hidden:zero_extend", "brickwork.grow.hidden:HiddenOptions",
+        "brickwork.grow.hidden:zero_extend", f"{_OPTIONS}:HiddenOptions",
         "Chen et al. 2022, arXiv:2110.07143",
     ),
     GrowthRow(
         "hidden", "duplicate", "every number of the stream as often", _SAME,
-        "brickwork.grow.hidden:duplicate_hidden", "brickwork.grow.hidden:DuplicateOptions",
+        "brickwork.grow.hidden:duplicate_hidden", f"{_OPTIONS}:DuplicateOptions",
         "Chen et al. 2016, arXiv:1511.05641",
     ),
     GrowthRow(
-        "hidden", "duplicate-some", "some numbers of the stream twice", _NOT,
-        "brickwork.grow.hidden:duplicate_some", "brickwork.grow.hidden:DuplicateOptions",
+        "hidden", "duplicate-some", "some numbers of the stream twice", NOTHING,
+        "brickwork.grow.hidden:duplicate_some", f"{_OPTIONS}:DuplicateOptions",
         "Chen et al. 2022, arXiv:2110.07143",
     ),
     GrowthRow(
         "depth", "identity", "blocks that say nothing at first, anywhere", _SAME,
-        "brickwork.grow.depth:insert_identity", "brickwork.grow.depth:PlaceOptions",
+        "brickwork.grow.depth:insert_identity", f"{_OPTIONS}:PlaceOptions",
         "Wu et al. 2024, arXiv:2401.02415",
     ),
     GrowthRow(
         "depth", "blocks", "silent blocks behind equal groups of layers (LLaMA-Pro)", _SAME,
-        "brickwork.grow.depth:expand_blocks", "brickwork.grow.depth:BlockOptions",
+        "brickwork.grow.depth:expand_blocks", f"{_OPTIONS}:BlockOptions",
         "Wu et al. 2024, arXiv:2401.02415",
     ),
     GrowthRow(
-        "depth", "copy", "copies of layers", _NOT,
-        "brickwork.grow.depth:copy_layers", "brickwork.grow.depth:PlaceOptions",
+        "depth", "copy", "copies of layers", NOTHING,
+        "brickwork.grow.depth:copy_layers", f"{_OPTIONS}:PlaceOptions",
         "Gong et al. 2019, ICML",
     ),
     GrowthRow(
-        "depth", "stack", "the model on top of itself, but for a seam (SOLAR)", _NOT,
-        "brickwork.grow.depth:stack_layers", "brickwork.grow.depth:StackOptions",
+        "depth", "stack", "the model on top of itself, but for a seam (SOLAR)", NOTHING,
+        "brickwork.grow.depth:stack_layers", f"{_OPTIONS}:StackOptions",
         "Kim et al. 2023, arXiv:2312.15166",
     ),
     GrowthRow(
         "vocab", "mean", "new tokens from the mean of all old ones", _OLD,
-        "brickwork.grow.vocabulary:add_mean", "brickwork.grow.vocabulary:VocabularyOptions",
+        "brickwork.grow.vocabulary:add_mean", f"{_OPTIONS}:VocabularyOptions",
         "Hewitt 2021",
     ),
     GrowthRow(
         "vocab", "pieces", "new tokens from the mean of the tokens they were written with", _OLD,
-        "brickwork.grow.vocabulary:add_pieces", "brickwork.grow.vocabulary:VocabularyOptions",
+        "brickwork.grow.vocabulary:add_pieces", f"{_OPTIONS}:VocabularyOptions",
         "Sachidananda et al. 2021, arXiv:2109.12308",
     ),
     GrowthRow(
         "experts", "upcycle", "a mixture of copies of the dense FFN", _SAME,
-        "brickwork.grow.experts:upcycle", "brickwork.grow.experts:UpcycleOptions",
+        "brickwork.grow.experts:upcycle", f"{_OPTIONS}:UpcycleOptions",
         "Komatsuzaki et al. 2023, arXiv:2212.05055",
     ),
     GrowthRow(
         "experts", "copies", "every expert of a mixture as often, and as many more per token",
-        _SAME, "brickwork.grow.experts:add_copies", "brickwork.grow.experts:CopiesOptions",
+        _SAME, "brickwork.grow.experts:add_copies", f"{_OPTIONS}:CopiesOptions",
         "arXiv:2604.19835",
     ),
     GrowthRow(
         "context", "extend", "more positions, rotations as they are", _SHORT,
-        "brickwork.grow.context:extend_context", "brickwork.grow.context:ContextOptions",
+        "brickwork.grow.context:extend_context", f"{_OPTIONS}:ContextOptions",
         "Beltagy et al. 2020, arXiv:2004.05150",
     ),
     GrowthRow(
         "context", "dynamic", "rotation slows down as the text grows", _SHORT,
-        "brickwork.grow.context:scale_dynamically", "brickwork.grow.context:ContextOptions",
+        "brickwork.grow.context:scale_dynamically", f"{_OPTIONS}:ContextOptions",
         "Peng et al. 2023, arXiv:2309.00071",
     ),
     GrowthRow(
-        "context", "linear", "positions squeezed into the old range", _NOT,
-        "brickwork.grow.context:scale_linearly", "brickwork.grow.context:ContextOptions",
+        "context", "linear", "positions squeezed into the old range", NOTHING,
+        "brickwork.grow.context:scale_linearly", f"{_OPTIONS}:ContextOptions",
         "Chen et al. 2023, arXiv:2306.15595",
     ),
     GrowthRow(
-        "context", "yarn", "slow rotations squeezed, fast ones not", _NOT,
-        "brickwork.grow.context:scale_yarn", "brickwork.grow.context:ContextOptions",
+        "context", "yarn", "slow rotations squeezed, fast ones not", NOTHING,
+        "brickwork.grow.context:scale_yarn", f"{_OPTIONS}:ContextOptions",
         "Peng et al. 2023, arXiv:2309.00071",
     ),
 )  # fmt: skip
@@ -174,49 +168,3 @@ def find_growth(part: str, name: str) -> GrowthRow:
         known = [row.name for row in growths().values() if row.part == part]
         raise UnknownNameError(f"way to grow {part}", name, known)
     return growths()[part, name]
-
-
-@dataclass(frozen=True)
-class Grown:
-    """A grown model that is still to be made: its weights, its tokenizer, and what was done."""
-
-    weights: GrownWeights
-    tokenizer: Tokenizer | None
-    growth: Growth
-
-
-def grow(
-    weights: Weights,
-    part: str,
-    name: str,
-    options: Mapping[str, Any],
-    *,
-    tokenizer: Tokenizer | None = None,
-    seed: int = 0,
-) -> Grown:
-    """Plan a growth; nothing of the model is read before its weights are asked for.
-
-    Args:
-        weights: of the model; those of another growth will do.
-        part: what grows.
-        name: how.
-        options: of the row.
-        tokenizer: of the model, where there is one.
-        seed: of all that is drawn.
-
-    Raises:
-        UnknownNameError: if there is no such row.
-        ConfigurationError: if the options are not those of the row.
-        GrowthError: if this model cannot grow so; says why.
-    """
-    row = find_growth(part, name)
-    try:
-        told = load_target(row.options).model_validate(dict(options))
-    except ValidationError as error:
-        raise ConfigurationError(f"{part} by {name!r} was asked for: {explain(error)}.") from None
-    extra = {"tokenizer": tokenizer} if part == "vocab" else {}
-    growth: Growth = load_target(row.target)(weights, told, **extra)
-    larger = tokenizer
-    if growth.tokens and tokenizer is not None:
-        larger, _ = with_tokens(tokenizer, growth.tokens)
-    return Grown(GrownWeights(weights, growth, seed), larger, growth)

@@ -1,12 +1,10 @@
 """More attention heads: whole groups with keys and values of their own, or queries in a group."""
 
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from brickwork.errors import GrowthError
 from brickwork.grow.growth import Growth
-from brickwork.grow.options import Options
+from brickwork.grow.options import GroupOptions, QueryOptions, WiderOptions
 from brickwork.grow.spread import NONE, Spread, added, repeated
 from brickwork.grow.width import wanted
 from brickwork.model.heads import Heads, heads_of
@@ -16,35 +14,6 @@ from brickwork.model.weights import Weights
 
 # Types of rotation where the turn of a pair depends on its frequency alone.
 _WIDTH_FREE = ("default", "linear", "llama3")
-Count = Annotated[int, Field(ge=1)]
-
-
-class GroupOptions(Options):
-    """Groups of heads afterwards.
-
-    Attributes:
-        kv_heads: key and value heads, each with as many query heads as before.
-        by: new groups are copies whose outputs are divided, or say nothing at first.
-        shares: of copies; uneven ones let them learn apart.
-    """
-
-    kv_heads: Count
-    by: Literal["split", "zero"] = "split"
-    shares: Literal["even", "uneven"] = "uneven"
-
-
-class QueryOptions(Options):
-    """Query heads afterwards, of all groups together; otherwise as GroupOptions."""
-
-    heads: Count
-    by: Literal["split", "zero"] = "split"
-    shares: Literal["even", "uneven"] = "uneven"
-
-
-class WiderOptions(Options):
-    """``times``: how many times as wide each head becomes, a whole number."""
-
-    times: Annotated[int, Field(ge=2)]
 
 
 def add_groups(weights: Weights, options: GroupOptions) -> Growth:
@@ -57,7 +26,7 @@ def add_groups(weights: Weights, options: GroupOptions) -> Growth:
     """
     heads = _require_free_heads(weights)
     new = wanted(heads.kv_heads, options.kv_heads, None, "groups of heads")
-    sources = repeated(heads.kv_heads, new) if options.by == "split" else None
+    sources = repeated(heads.kv_heads, new) if options.start == "split" else None
     groups = _added(heads.kv_heads, new, sources, options.shares)
     own = [
         NONE if group == NONE else group * heads.group + place
@@ -91,9 +60,9 @@ def add_queries(weights: Weights, options: QueryOptions) -> Growth:
     for group in range(heads.kv_heads):  # heads of a group stand together
         own = range(group * heads.group, (group + 1) * heads.group)
         copies = [own[place % heads.group] for place in range(size - heads.group)]
-        source += [*own, *(copies if options.by == "split" else [NONE] * len(copies))]
+        source += [*own, *(copies if options.start == "split" else [NONE] * len(copies))]
     fresh = tuple(place % size >= heads.group for place in range(new))
-    shares = options.shares if options.by == "split" else None
+    shares = options.shares if options.start == "split" else None
     entries = {"num_attention_heads": new, "head_dim": heads.head_dim}
     entries["num_key_value_heads"] = heads.kv_heads
     return Growth("equal", entries, {"heads": Spread(tuple(source), fresh, shares=shares)})

@@ -5,14 +5,13 @@ are corrected for the larger mean. By duplication every number of the stream is 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
 from torch import nn
 
 from brickwork.errors import GrowthError
 from brickwork.grow.growth import Growth
-from brickwork.grow.options import Options
+from brickwork.grow.options import DuplicateOptions, HiddenOptions
 from brickwork.grow.spread import Spread, added, repeated
 from brickwork.grow.width import wanted
 from brickwork.model.heads import heads_of
@@ -31,19 +30,6 @@ from brickwork.model.weights import Weights
 
 _EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 _BOUND = ("gpt2", "opt", "gpt_neox")  # whose hidden size is heads times their width
-
-
-class HiddenOptions(Options):
-    """Hidden size afterwards, in numbers or as a multiple."""
-
-    size: Annotated[int, Field(ge=1)] | None = None
-    times: Annotated[float, Field(gt=1)] | None = None
-
-
-class DuplicateOptions(HiddenOptions):
-    """As HiddenOptions; uneven shares let copies learn apart."""
-
-    shares: Literal["even", "uneven"] = "uneven"
 
 
 def zero_extend(weights: Weights, options: HiddenOptions) -> Growth:
@@ -127,12 +113,12 @@ def _duplicated(weights: Weights, old: int, new: int, shares: Literal["even", "u
         entries["num_attention_heads"] = heads.heads * times
         entries |= _own_width(model)
         if model.config.model_type == "opt":
-            _require_no_projection(model)
             entries["word_embed_proj_dim"] = new
     else:
         entries["head_dim"] = heads_of(config, 0).head_dim
-    if role_path(model, "unembed", None) and _is_tied(model):
+    if _is_tied(model):
         # The unembedding is the embedding, whose copies are whole: it reads too much by the factor.
+        _require_final_norm(model)
         factors["final_norm"] = old / new
     factors = _times(factors, _scaled(model, old, new))
     promise: Literal["equal", "none"] = "equal" if new % old == 0 else "none"
@@ -155,7 +141,7 @@ def _scaled(model: CausalModel, old: int, new: int) -> dict[str, float]:
 
 def _is_tied(model: CausalModel) -> bool:
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and head.weight is words.weight
+    return bool(head.weight is words.weight)
 
 
 def _own_width(model: CausalModel) -> dict[str, int]:
@@ -179,11 +165,11 @@ def _require_rms(model: CausalModel) -> None:
         )
 
 
-def _require_no_projection(model: CausalModel) -> None:
-    config = model.config
-    if config.word_embed_proj_dim != config.hidden_size:
+def _require_final_norm(model: CausalModel) -> None:
+    norm = find_module(model, role_path(model, "final_norm", None))
+    if norm is None or getattr(norm, "weight", None) is None:
         raise GrowthError(
-            f"a larger hidden size was asked for of an OPT model whose embeddings have "
-            f"{config.word_embed_proj_dim} numbers and are projected to {config.hidden_size}; "
-            "that projection is not grown, so grow neurons or layers."
+            f"a larger hidden size was asked for of a {model.config.model_type} model whose "
+            "unembedding is its embedding, and the copies there have to be divided by a last norm, "
+            "which it does not have (or without a weight); grow neurons or heads."
         )

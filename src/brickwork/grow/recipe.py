@@ -14,8 +14,9 @@ from brickwork.brick.spec import explain
 from brickwork.errors import ConfigurationError, DataError
 from brickwork.grow.fresh import Fresh
 from brickwork.grow.growth import GrownWeights
-from brickwork.grow.growths import find_growth, grow
+from brickwork.grow.growths import NOTHING, find_growth
 from brickwork.grow.options import Options
+from brickwork.grow.planning import grow
 from brickwork.grow.record import GrowthRecord, Step
 from brickwork.model.checkpoint import files_beside
 from brickwork.model.cost import token_flops
@@ -25,7 +26,7 @@ from brickwork.model.shard_layout import ShardLayout
 from brickwork.model.sizes import model_of
 from brickwork.model.stream import planned_layout, write_weights
 from brickwork.model.tokens import Tokenizer, saved_tokenizer
-from brickwork.model.weights import Weights, in_memory
+from brickwork.model.weights import Weights
 
 
 class RecipeStep(Options):
@@ -126,12 +127,13 @@ def _step(before: GrownModel, step: RecipeStep, seed: int) -> GrownModel:
         before.weights, step.part, step.by, step.options,
         tokenizer=before.tokenizer, seed=seed + number,
     )  # fmt: skip
+    promise = grown.growth.promise
     done = Step(
         part=step.part,
         name=step.by,
         options=dict(step.options),
         seed=seed + number,
-        keeps=find_growth(step.part, step.by).keeps,
+        keeps=NOTHING if promise == "none" else find_growth(step.part, step.by).keeps,
     )
     known = before.old_tokens
     if grown.growth.tokens and before.tokenizer is not None:
@@ -148,10 +150,13 @@ def sizes_of(weights: Weights) -> Sizes:
 
 def load_grown(grown: GrownModel, old: LoadedModel) -> LoadedModel:
     """The grown model in memory, in the dtype and on the device of the old one."""
-    tensors = {path: tensor.to(old.dtype) for path, tensor in in_memory(grown.weights).items()}
+    weights = grown.weights
     # Nothing of the old model may change when the grown one is trained.
-    own = {path: tensor.clone() for path, tensor in tensors.items()}
-    return model_of(grown.weights.outline.config, own, old, tokenizer=grown.tokenizer)
+    own = {
+        path: weights.tensor(path).to(old.dtype, copy=True)
+        for path, _ in weights.outline.named_parameters()
+    }
+    return model_of(weights.outline.config, own, old, tokenizer=grown.tokenizer)
 
 
 def write_grown(

@@ -17,7 +17,7 @@ from torch import Tensor
 from brickwork.model.parameters import Axis, Kind, Segment
 
 NONE = -1
-_AT_ONCE = 1 << 22  # numbers that are held in float32 besides
+_AT_ONCE = 1 << 22  # numbers that are held in a wider format besides
 Fill = Literal["zero", "draw"]
 
 
@@ -96,7 +96,8 @@ def spread_axis(
     index = sources_of(axis.segments, spreads)
     result = tensor.index_select(number, index.clamp_min(0))
     if axis.side == "reads":
-        _share(result, number, axis.segments, spreads, generator)
+        factors = torch.cat([_factors(s, spreads.get(s.kind), generator) for s in axis.segments])
+        _share(result, number, index, factors)
     _fill(result, number, tensor, index, (axis, spreads, generator))
     return result
 
@@ -133,20 +134,42 @@ def fresh_entries(
     return torch.cat(found)
 
 
+def wide(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The numbers in a format that sums and products of them are to be made in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _share(
     result: Tensor,
     number: int,
-    segments: Sequence[Segment],
-    spreads: Mapping[Kind, Spread],
-    generator: torch.Generator,
+    index: Int[Tensor, " entries"],
+    factors: Float[Tensor, " entries"],
 ) -> None:
-    """Divide what is read of a unit among its copies, in place."""
-    factors = torch.cat([_factors(s, spreads.get(s.kind), generator) for s in segments])
-    for entry in (factors != 1).nonzero().flatten().split(_entries_at_once(result, number)):
-        shape = [-1 if axis == number else 1 for axis in range(result.dim())]
-        part = result.index_select(number, entry).float()
-        part *= factors[entry].float().view(shape)
-        result.index_copy_(number, entry, part.to(result.dtype))
+    """Divide what is read of a unit among its copies, in place.
+
+    Each copy is rounded, and the smallest gets what is left, which its format can hold: so their
+    sum is what was divided, to the bit, also in bfloat16.
+    """
+    shared = (factors != 1).nonzero().flatten()
+    falling = shared[factors[shared].argsort(descending=True, stable=True)]
+    order = falling[index[falling].argsort(stable=True)]  # copies of one entry together
+    counts = index[order].unique_consecutive(return_counts=True)[1]
+    firsts = counts.cumsum(0) - counts
+    for copies in counts.unique().tolist():
+        for first in firsts[counts == copies].split(_entries_at_once(result, number)):
+            whole = wide(result.index_select(number, order[first]))
+            left = whole.clone()
+            for place in range(copies):
+                entry = order[first + place]
+                part = whole * factors[entry].to(whole.dtype).view(_along(result, number))
+                part = (left if place == copies - 1 else part).to(result.dtype)
+                result.index_copy_(number, entry, part)
+                left -= part
+
+
+def _along(tensor: Tensor, number: int) -> list[int]:
+    """The shape of numbers that belong to the entries of one axis."""
+    return [-1 if axis == number else 1 for axis in range(tensor.dim())]
 
 
 def _factors(
@@ -209,7 +232,7 @@ def _blend(result: Tensor, number: int, old: Tensor, blends: Mapping[int, tuple[
         alike.setdefault(sources, []).append(unit)
     for sources, units in alike.items():
         parts = torch.tensor(sources).split(_entries_at_once(old, number))
-        sums = [old.index_select(number, part).float().sum(number) for part in parts]
+        sums = [wide(old.index_select(number, part)).sum(number) for part in parts]
         mean = torch.stack(sums).sum(0) / len(sources)
         for unit in units:
             result.select(number, unit).copy_(mean)

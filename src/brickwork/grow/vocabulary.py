@@ -1,21 +1,13 @@
 """A larger vocabulary: new tokens that begin as the mean of old ones, or of their pieces."""
 
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from brickwork.errors import GrowthError
 from brickwork.grow.growth import Growth
-from brickwork.grow.options import Options
+from brickwork.grow.options import VocabularyOptions
 from brickwork.grow.spread import NONE, Spread
 from brickwork.model.tokens import Tokenizer, pieces_of, with_tokens
 from brickwork.model.weights import Weights
-
-
-class VocabularyOptions(Options):
-    """``tokens``: what is added, as text."""
-
-    tokens: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 def add_mean(

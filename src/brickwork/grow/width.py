@@ -1,37 +1,13 @@
 """Wider FFNs: more neurons in every layer, and the model says what it said."""
 
-from typing import Annotated, Literal
-
-from pydantic import Field
-
 from brickwork.errors import GrowthError
 from brickwork.grow.growth import Growth
-from brickwork.grow.options import Options
+from brickwork.grow.options import SplitOptions, WidthOptions
 from brickwork.grow.spread import Spread, added, repeated
 from brickwork.model.parameters import Kind, describe_parameters
 from brickwork.model.parts import ffn_row_of, layers_of, row_of
 from brickwork.model.sizes import EXPERT_WIDTH_KEYS, WIDTH_KEY, WIDTH_KEYS
 from brickwork.model.weights import Weights
-
-
-class WidthOptions(Options):
-    """Neurons of each FFN afterwards (of each expert, with ``part`` experts).
-
-    Attributes:
-        neurons: in number.
-        times: or as a multiple of what there are.
-        part: of models that have both, whether dense FFNs or experts grow.
-    """
-
-    neurons: Annotated[int, Field(ge=1)] | None = None
-    times: Annotated[float, Field(gt=1)] | None = None
-    part: Literal["dense", "experts"] | None = None
-
-
-class SplitOptions(WidthOptions):
-    """As WidthOptions; uneven shares let copies learn apart."""
-
-    shares: Literal["even", "uneven"] = "uneven"
 
 
 def split_width(weights: Weights, options: SplitOptions) -> Growth:

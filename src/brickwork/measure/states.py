@@ -12,7 +12,6 @@ from brickwork.model.load import LoadedModel
 _PADDING = 0  # any token: the mask hides it
 
 
-@torch.inference_mode()
 def pooled_states(
     loaded: LoadedModel, texts: Sequence[str], batch: int = 16, *, tokens: int = 256
 ) -> Float[Tensor, "states texts hidden"]:
@@ -39,14 +38,23 @@ def pooled_states(
             f"hidden states of texts were asked of {loaded.name or 'a model'}, which has no "
             "tokenizer; load it from a folder that holds one."
         )
+    ids = [loaded.tokenizer.encode(text) for text in texts]
+    return mean_states(loaded, ids, batch, tokens=tokens)
+
+
+@torch.inference_mode()
+def mean_states(
+    loaded: LoadedModel, ids: Sequence[Sequence[int]], batch: int = 16, *, tokens: int = 256
+) -> Float[Tensor, "states texts hidden"]:
+    """The same of texts that are token ids already; the model needs no tokenizer."""
     model, config = loaded.model.base_model, loaded.model.config
     window = min(tokens, getattr(config, "max_position_embeddings", tokens))
-    ids = [loaded.tokenizer.encode(text)[:window] for text in texts]
+    ids = [list(row[:window]) for row in ids]
     order = sorted((row for row in range(len(ids)) if ids[row]), key=lambda row: len(ids[row]))
-    pooled = torch.zeros(config.num_hidden_layers + 1, len(texts), config.hidden_size)
+    pooled = torch.zeros(config.num_hidden_layers + 1, len(ids), config.hidden_size)
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
-        input_ids, mask = _padded([ids[row] for row in rows])
+        input_ids, mask = _padded([list(ids[row]) for row in rows])
         states = model(
             input_ids=input_ids.to(loaded.device),
             attention_mask=mask.to(loaded.device),

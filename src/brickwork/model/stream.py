@@ -55,11 +55,12 @@ def write_weights(
     require_free(folder, "a model", ModelError)
     layout = planned_layout(weights, shard_bytes)
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _require_room(layout, folder.parent)
-    workshop = Path(tempfile.mkdtemp(prefix=".brickwork-", dir=folder.parent))
-    new = workshop / "new"
+    workshop = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _require_room(layout, folder.parent)
+        workshop = Path(tempfile.mkdtemp(prefix=".brickwork-", dir=folder.parent))
+        new = workshop / "new"
         new.mkdir()
         _begin(layout, new)
         for path, _ in weights.outline.named_parameters():
@@ -83,7 +84,8 @@ def write_weights(
             "or name a folder elsewhere."
         ) from error
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        if workshop is not None:
+            shutil.rmtree(workshop, ignore_errors=True)
     return layout
 
 

@@ -20,17 +20,33 @@ def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> tuple[Tokenizer,
     Raises:
         GrowthError: if some are there already, are named twice, or are empty.
     """
-    known = tokenizer.get_vocab()
-    wrong = [t for n, t in enumerate(tokens) if not t or t in known or t in tokens[:n]]
+    wrong = [t for n, t in enumerate(tokens) if t in tokens[:n] or _is_token(tokenizer, t)]
     if wrong or not tokens:
         raise GrowthError(
-            f"{len(tokens)} tokens were to be added, of which {wrong[:5]} are empty, twice among "
-            "them, or known already; name tokens that the tokenizer does not have."
+            f"{len(tokens)} new tokens were asked for, of which {wrong[:5]} are empty, twice among "
+            "them, or known already; name texts that the tokenizer writes with several tokens."
         )
     larger = copy.deepcopy(tokenizer)
     larger.add_tokens(list(tokens))
     numbers = larger.get_vocab()
     return larger, [numbers[token] for token in tokens]
+
+
+def _is_token(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether there is such a token, perhaps written otherwise: byte-level ones have Ġ for a space."""
+    if not text or text in tokenizer.get_vocab():
+        return True
+    pieces = pieces_of(tokenizer, text)
+    return len(pieces) == 1 and pieces[0] != tokenizer.unk_token_id
+
+
+def with_length(tokenizer: Tokenizer, tokens: int) -> Tokenizer:
+    """A copy for texts of that many tokens; itself if it knows no limit below that."""
+    if tokenizer.model_max_length >= tokens:
+        return tokenizer
+    longer = copy.deepcopy(tokenizer)
+    longer.model_max_length = tokens
+    return longer
 
 
 def pieces_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

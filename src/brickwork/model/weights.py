@@ -5,7 +5,7 @@ So a model larger than memory can be read, and changed, parameter by parameter.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from brickwork.errors import ModelError
 from brickwork.model.config import transformers_at
 from brickwork.model.load import outline_model
 from brickwork.model.saved import as_saved
-from brickwork.model.shards import Held, Shards
+from brickwork.model.shards import Shards
 
 
 class Weights(Protocol):
@@ -72,7 +72,7 @@ class CheckpointWeights:
         whole = torch.empty(shape, dtype=first.dtype)
         lines = whole.view(-1, shape[-1])
         for name, line in pieces.items():
-            piece = self._shards.tensor(name)
+            piece = self._shards.tensor(name).view(-1, shape[-1])
             lines[line : line + len(piece)] = piece
         return whole
 
@@ -88,42 +88,49 @@ class CheckpointWeights:
 
     def _found(self, path: str) -> dict[str, int]:
         """The tensors on disk that a parameter is made of, and where each begins in it."""
-        shape = self.outline.get_parameter(path).shape
         pieces = saved_pieces(self.outline, path)
         prefix = f"{self.outline.base_model_prefix}."
         if not all(name in self._shards.tensors for name in pieces):
             # Bare models are saved without the prefix of the head's model.
-            pieces = {name.removeprefix(prefix): line for name, line in pieces.items()}
-        held = [self._shards.tensors.get(name) for name in pieces]
-        if any(tensor is None for tensor in held) or _numbers(held) != shape.numel():
-            raise ModelError(
-                f"the parameter {path!r} of shape {list(shape)} was looked for in "
-                f"{self.folder.name!r}, which has no {next(iter(pieces))!r} or one of another "
-                "shape; load the model with transformers and save it again."
-            )
-        return pieces
+            pieces = {name.removeprefix(prefix): piece for name, piece in pieces.items()}
+        for name, piece in pieces.items():
+            held = self._shards.tensors.get(name)
+            if held is None or held.shape != piece.shape:
+                raise ModelError(
+                    f"{name!r} of shape {list(piece.shape)} was looked for in "
+                    f"{self.folder.name!r} for the parameter {path!r}, and what is there is "
+                    f"{list(held.shape) if held else 'no such tensor'}; load the model with "
+                    "transformers and save it again."
+                )
+        return {name: piece.line for name, piece in pieces.items()}
 
 
-def saved_pieces(model: PreTrainedModel, path: str) -> dict[str, int]:
-    """The tensors that a checkpoint has for a parameter, and the line of it where each begins.
+class Piece(NamedTuple):
+    """A tensor on disk: its shape, and the line of its parameter where it begins."""
+
+    shape: tuple[int, ...]
+    line: int
+
+
+def saved_pieces(model: PreTrainedModel, path: str) -> dict[str, Piece]:
+    """The tensors that a checkpoint has for a parameter.
 
     Lines count along all axes but the last. Mixtures keep their experts stacked in memory and
     apart on disk; every other parameter is one tensor.
     """
     shape = model.get_parameter(path).shape
     if len(shape) < 3:
-        (name,) = as_saved(model, {path: torch.empty(shape, device="meta")})
-        return {name: 0}
+        (saved,) = as_saved(model, {path: torch.empty(shape, device="meta")}).items()
+        return {saved[0]: Piece(tuple(saved[1].shape), 0)}
     lines = shape[:-1].numel()
     # Numbers in place of the lines show where each goes, at a fraction of the size.
     numbered = torch.arange(lines).view(*shape[:-1], 1)
     with transformers_at(f"tell where {path} is saved"):
         pieces = as_saved(model, {path: numbered})
-    return {name: int(piece.flatten()[0]) for name, piece in pieces.items()}
-
-
-def _numbers(held: list[Held | None]) -> int:
-    return sum(torch.Size(tensor.shape).numel() for tensor in held if tensor is not None)
+    return {
+        name: Piece((*piece.shape[:-1], shape[-1]), int(piece.flatten()[0]))
+        for name, piece in pieces.items()
+    }
 
 
 def in_memory(weights: Weights) -> Mapping[str, Tensor]:

@@ -75,11 +75,17 @@ def names_of(analysis: Analysis) -> list[str]:
 
 
 def looks_of(analysis: Analysis) -> dict[str, Look]:
-    """A colour and a marker for each functionality; more than ten share colours, not markers."""
-    return {
-        name: Look(_COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)])
-        for place, name in enumerate(names_of(analysis))
-    }
+    """A colour and a marker for each functionality."""
+    names = names_of(analysis)
+    return dict(zip(names, looks(len(names)), strict=True))
+
+
+def looks(number: int) -> list[Look]:
+    """So many looks; more than ten share colours, not markers."""
+    return [
+        Look(_COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)])
+        for place in range(number)
+    ]
 
 
 def canvas(height: float) -> Figure:

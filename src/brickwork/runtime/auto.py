@@ -6,7 +6,7 @@ from pathlib import Path
 
 from brickwork.brick.configuration import BrickUse, Configuration, Options
 from brickwork.brick.effects import EFFECTS
-from brickwork.brick.forms import find_form
+from brickwork.brick.forms import find_form, forms
 from brickwork.brick.selection import SELECTIONS
 from brickwork.measure.states import pooled_states
 from brickwork.model.load import LoadedModel
@@ -30,7 +30,7 @@ class Selector:
     """Chooses bricks for instructions among those of a store that were made for this base.
 
     Bricks that keep a part of the base (masks, routers, layers) save work and add nothing: they are
-    used where a configuration names them, and never retrieved.
+    used where a configuration names them, and never retrieved. Nor are bricks that cannot be run.
 
     Args:
         loaded: the base.
@@ -48,7 +48,8 @@ class Selector:
         background: Sequence[str] = (),
     ) -> None:
         weights = loaded.base.fingerprint.weights
-        built = [e for e in store.list(base=weights) if e.spec.form not in SELECTIONS]
+        can_run = {name for name, row in forms().items() if row.target}.difference(SELECTIONS)
+        built = [e for e in store.list(base=weights) if e.spec.form in can_run]
         self._forms = {e.reference: e.spec.form for e in built}
         corpus = corpus_of(built)
         states = BaseStates(weights, lambda texts: pooled_states(loaded, texts))
