@@ -10,6 +10,7 @@ from typing import Any
 import click
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,7 +76,7 @@ def logits(folder: Path) -> Tensor:
 
 
 @pytest.mark.parametrize(("words", "entries"), PARTS)
-def test_each_part_writes_a_model_that_says_the_same(
+def test_each_part_writes_a_model_that_says_the_same_and_a_dry_run_foretells_it(
     words: str, entries: dict[str, Any], tiny: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     part, *options = words.split()
@@ -88,22 +89,16 @@ def test_each_part_writes_a_model_that_says_the_same(
     config = json.loads((tmp_path / "grown" / "config.json").read_text())
     assert entries.items() <= config.items()
     assert [step.part for step in read_growth(tmp_path / "grown").steps] == [part]
-
-
-@pytest.mark.parametrize("words", [words for words, _ in PARTS])
-def test_a_dry_run_needs_no_weights_and_tells_the_same(
-    words: str, tiny: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    bare = shutil.copytree(tiny, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
-    part, *options = words.split()
+    # A dry run tells the same, where there are no weights to be read, and writes nothing.
+    leave = shutil.ignore_patterns("*.safetensors")
+    bare = shutil.copytree(tiny, tmp_path / "bare" / "model", ignore=leave)
     planned = told(capsys, part, bare, *options, "--dry-run")
-    assert sorted(tmp_path.iterdir()) == [bare]
+    assert list((tmp_path / "bare").iterdir()) == [bare]
     assert planned["equivalence"] is None
-    written = told(capsys, part, tiny, *options, "--no-check", "-o", tmp_path / "grown")
-    same = planned.keys() - {"out", "dry_run"}
-    assert {key: planned[key] for key in same} == {key: written[key] for key in same}
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "grown")
-    assert planned["after"]["parameters"] == sum(p.numel() for p in model.parameters())
+    same = planned.keys() - {"out", "dry_run", "equivalence"}
+    assert {key: planned[key] for key in same} == {key: document[key] for key in same}
+    weights = load_file(tmp_path / "grown" / "model.safetensors")
+    assert planned["after"]["parameters"] == sum(t.numel() for t in weights.values())
 
 
 def test_the_report_for_people_names_axes_layers_and_sizes(tiny: Path, capsys: Capture) -> None:
@@ -152,16 +147,19 @@ def test_a_broken_promise_is_our_failure(
     assert str(out) in said.err
 
 
-def test_more_is_tolerated_of_a_shorter_format_and_it_suffices(
+def test_more_is_tolerated_where_a_short_format_rounds_and_it_suffices(
     tmp_path: Path, capsys: Capture
 ) -> None:
-    model = tiny_model("llama").to(torch.bfloat16)
-    model.save_pretrained(tmp_path / "short")
-    found = told(capsys, "width", tmp_path / "short", "--times", 2, "-o", tmp_path / "grown")
-    found = found["equivalence"]
-    exact = tolerance({torch.float32}) * found["largest"]
-    assert exact < found["difference"] <= found["tolerance"]
-    assert found["tolerance"] == pytest.approx(tolerance({torch.bfloat16}) * found["largest"])
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "short")
+    for number, (words, dtypes) in enumerate(
+        ((("width", "--times", 2), set()), (("hidden", "--size", 40), {torch.bfloat16}))
+    ):
+        part, *options = words
+        out = tmp_path / f"grown {number}"
+        found = told(capsys, part, tmp_path / "short", *options, "-o", out)["equivalence"]
+        assert found["tolerance"] == pytest.approx(tolerance(dtypes) * found["largest"])
+        assert found["difference"] <= found["tolerance"]
+        assert (found["difference"] > tolerance(set()) * found["largest"]) == bool(dtypes)
 
 
 def test_models_too_large_to_check_are_not_unless_asked(
@@ -185,6 +183,12 @@ def test_tokens_come_from_a_file_and_from_options(
     assert document["steps"][0]["options"]["tokens"] == ["wombat", "quokka", "numbat"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "grown")
     assert len(tokenizer("numbat", add_special_tokens=False)["input_ids"]) == 1
+
+
+def test_the_tokenizer_learns_of_longer_texts(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert AutoTokenizer.from_pretrained(tiny).model_max_length == 64
+    told(capsys, "context", tiny, "--tokens", 96, "--no-check", "-o", tmp_path / "grown")
+    assert AutoTokenizer.from_pretrained(tmp_path / "grown").model_max_length == 96
 
 
 def test_groups_of_a_partition_become_experts(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -231,6 +235,7 @@ def test_a_recipe_grows_step_after_step(tiny: Path, tmp_path: Path, capsys: Capt
         ),
         ("depth --by blocks", "depth by blocks was asked for without --blocks; give it"),
         ("depth --by nonsense", "'nonsense' is not one of 'identity', 'blocks', 'copy', 'stack'"),
+        ("vocab", "without --token; give it (the options are --token, --tokens-from)"),
         ("width --neurons 0", "neurons: Input should be greater than or equal to 1, not 0"),
         ("width --neurons 8", "8 neurons were asked for, and there are 48 already"),
         ("experts --experts 2 --partition {tiny}", "--partition has no effect on experts by"),

@@ -68,6 +68,7 @@ def test_each_task_gets_a_brick_in_a_folder_and_in_the_store(
     more = ("--store", store, "--report", tmp_path / "page", "-o", out, "--strategy", "bricks")
     document = told(capsys, words_of(world, *more, "--strategy", "oracle"))
     assert set(document["bricks"]) == {"turn", "mirror"}
+    assert document["routing"]
     with Store.open(store, create=False) as opened:
         for name, reference in document["bricks"].items():
             kept, written = opened.get(reference), read_brick(out / "bricks" / name)

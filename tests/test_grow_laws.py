@@ -2,19 +2,23 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from brickwork.errors import BrickworkError
+from brickwork.errors import BrickworkError, GrowthError
 from brickwork.grow.fresh import fresh_masks
 from brickwork.grow.growths import GrowthRow, growths
 from brickwork.grow.planning import grow
 from brickwork.grow.recipe import GrowthRecipe, RecipeStep, grow_by_recipe, load_grown
+from brickwork.grow.spread import added, repeated, spread_axis
 from brickwork.model.load import LoadedModel, load_model, wrap_model
-from brickwork.model.weights import ModelWeights
+from brickwork.model.parameters import Axis, Segment
+from brickwork.model.sizes import config_with, model_of, outline_of
+from brickwork.model.weights import ModelWeights, in_memory
 from brickwork.reference.paths import model_folder
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -74,12 +78,24 @@ CASES = [
 ]
 
 
+GREEDY: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+
+
 def texts(vocabulary: int = 100) -> Tensor:
     return torch.randint(2, vocabulary, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
+@cache
 def old_model(family: str) -> LoadedModel:
+    """One for all tests, which no growth may change."""
     return wrap_model(tiny_model(family), tiny_tokenizer(), family)
+
+
+@cache
+def said_by_old(family: str) -> tuple[Tensor, Tensor]:
+    """The logits of the old model, and what it generates."""
+    old = old_model(family)
+    return logits(old, texts()), old.model.generate(texts(), **GREEDY)  # type: ignore[operator]
 
 
 def logits(loaded: LoadedModel, ids: Tensor) -> Tensor:
@@ -107,7 +123,7 @@ def test_a_growth_keeps_what_its_row_says(family: str, key: tuple[str, str], num
             grown_by(old, *key, options)
         assert re.search(reason, str(caught.value)), str(caught.value)
         return
-    before, ids = logits(old, texts()), texts()
+    (before, answer), ids = said_by_old(family), texts()
     new = grown_by(old, *key, options)
     after = logits(new, ids)
     known = len(tiny_tokenizer()) if key[0] == "vocab" else before.shape[-1]
@@ -120,11 +136,7 @@ def test_a_growth_keeps_what_its_row_says(family: str, key: tuple[str, str], num
     assert distance < TOLERANCE
     assert torch.equal(before, logits(old, ids)), "the old model is as it was"
     if key[0] != "vocab":  # new tokens may be likelier than old ones
-        length = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-        assert torch.equal(
-            old.model.generate(ids, **length),
-            new.model.generate(ids, **length),  # type: ignore[operator]
-        )
+        assert torch.equal(answer, new.model.generate(ids, **GREEDY))  # type: ignore[operator]
 
 
 TRAINED = [
@@ -159,6 +171,94 @@ def test_new_numbers_get_gradients(
                 moved.add(path)
         descent.step()
     assert set(masks) == moved
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shares", ["even", "uneven"])
+@pytest.mark.parametrize("copies", [2, 3, 5])
+def test_copies_sum_to_the_bit_to_what_was_divided(
+    dtype: torch.dtype, shares: Literal["even", "uneven"], copies: int
+) -> None:
+    generator = torch.Generator().manual_seed(copies)
+    old = torch.randn(16, 50, generator=generator).to(dtype)
+    spread = added(16, 16 * copies, source=repeated(16, 16 * copies), shares=shares)
+    reads = Axis((Segment("neurons", 16),), "reads")
+    for axis, tensor in enumerate((old, old.T)):
+        new = spread_axis(tensor, axis, reads, {"neurons": spread}, generator=generator)
+        # float64 holds the sums of such numbers without rounding.
+        whole = new.double().unflatten(axis, (copies, 16)).sum(axis)
+        assert torch.equal(whole, tensor.double())
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        (("width", "split"), {"times": 3}),
+        (("hidden", "duplicate"), {"times": 2}),
+        (("experts", "upcycle"), {"experts": 4}),
+        (("hidden", "zero-extend"), {"times": 4}),
+        (("heads", "wider"), {"times": 4}),
+    ],
+    ids=str,
+)
+def test_weights_in_bfloat16_lose_nothing(key: tuple[str, str], options: dict[str, Any]) -> None:
+    """Both computed in float32, so that only what the weights have lost would show."""
+    old = wrap_model(tiny_model("llama"), None, "llama")
+    for parameter in old.model.parameters():
+        # Not model.bfloat16(): that would round the rotation's frequencies too.
+        parameter.data = parameter.data.bfloat16()
+    new = grown_by(old, *key, options)
+    found = [logits(wrap_model(m.model.float(), None, "m"), texts()) for m in (new, old)]
+    assert torch.allclose(*found, atol=TOLERANCE, rtol=0)
+
+
+def test_only_factors_that_a_short_format_rounds_are_told() -> None:
+    def notes(dtype: torch.dtype, times: int) -> tuple[str, ...]:
+        step = RecipeStep(part="hidden", by="zero-extend", options={"times": times})
+        weights = ModelWeights(tiny_model("llama").to(dtype))
+        return grow_by_recipe(weights, GrowthRecipe(steps=(step,))).notes
+
+    assert "final_norm" in notes(torch.bfloat16, 2)[0]
+    assert not notes(torch.bfloat16, 4)
+    assert not notes(torch.float32, 2)
+
+
+def test_float64_is_not_rounded_to_float32() -> None:
+    model = tiny_model("llama").double()
+    grown = grow(ModelWeights(model), "hidden", "zero-extend", {"size": 48}).weights
+    expected = model.get_parameter("model.norm.weight").detach() * (32 / 48) ** 0.5
+    # One rounding in float64; one in float32 would be 6e-8.
+    torch.testing.assert_close(grown.tensor("model.norm.weight")[:32], expected, rtol=1e-15, atol=0)
+
+
+def test_a_longer_context_scales_attention_as_before_under_longrope() -> None:
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "partial_rotary_factor": 1.0,
+    }  # fmt: skip
+    entries = {"rope_parameters": rope, "original_max_position_embeddings": 32}
+    like = old_model("phi3")
+    config = config_with(like.model.config, entries)
+    old = model_of(config, in_memory(ModelWeights(like.model)), like)
+    new = grown_by(old, "context", "extend", {"tokens": 96})
+    assert torch.allclose(logits(old, texts()), logits(new, texts()), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("entries", "key", "options", "reason"),
+    [
+        ({"do_layer_norm_before": False}, ("depth", "identity"), {"after": [0]}, "every layer"),
+        ({"do_layer_norm_before": False}, ("hidden", "duplicate"), {"times": 2}, "a last norm"),
+        ({"layer_norm_elementwise_affine": False}, ("hidden", "duplicate"), {"times": 2}, "a last"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_keep_the_promise_are_refused(
+    entries: dict[str, Any], key: tuple[str, str], options: dict[str, Any], reason: str
+) -> None:
+    config = config_with(FAMILIES["opt"](), entries)
+    old = ModelWeights(outline_of(config, torch.float32))
+    with pytest.raises(GrowthError, match=reason):
+        grow(old, *key, options)
 
 
 def test_what_is_fresh_is_what_the_growth_added() -> None:

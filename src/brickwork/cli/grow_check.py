@@ -54,11 +54,14 @@ def check(
     def loaded(folder: Path) -> "LoadedModel":
         return load_model(str(folder), device=options["device"], dtype="float32", tokenizer=False)
 
-    dtypes = {grown.weights.dtype_of(path) for path, _ in grown.weights.outline.named_parameters()}
+    stages, new = stages_of(grown.weights), grown.weights
+    # All else is copied, set to zero, or divided so that the parts sum up to the bit.
+    rounded = any(stage.growth.factors or stage.growth.made for stage in stages)
+    dtypes = {new.dtype_of(path) for path, _ in new.outline.named_parameters() if rounded}
     return differences(
         lambda: loaded(source), lambda: loaded(options["out"]),
         vocabulary=grown.old_tokens, longest=longest_of(old.outline), dtypes=dtypes,
-        promised=all(stage.growth.promise != "none" for stage in stages_of(grown.weights)),
+        promised=all(stage.growth.promise != "none" for stage in stages),
     )  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def differences(
         new: loads the grown one.
         vocabulary: tokens that both know.
         longest: tokens of a text that both read.
-        dtypes: number formats of the grown model's weights.
+        dtypes: number formats that weights of the grown model were rounded to.
         promised: whether it was to say what the old one says.
     """
     from brickwork.grow.equivalence import compare, look
@@ -101,15 +104,15 @@ def differences(
 def tolerance(dtypes: "set[torch.dtype]") -> float:
     """By what share of the largest logit a model may differ that promised to be equal.
 
-    In float32 sums in another order are all there is. In a shorter format every weight that was
-    scaled or divided among copies is rounded once, by half of eps at most. Errors of many weights
-    add up like noise, so that a sum is off by about as much of itself as its terms are; those of
-    layer after layer add up, too, which is what the factor leaves room for (measured on the
-    reference model in bfloat16: 1.4 such errors for a larger hidden size, less for all others).
+    Where nothing is rounded, sums in another order, in float32, are all there is. Weights that are
+    multiplied are rounded, by half of eps at most: as a sum of many is off by about as much of
+    itself as its terms are, so are the logits, and those of layer after layer add up, which is
+    what the factor leaves room for (measured on the reference model in bfloat16: 1.4 such errors
+    for a larger hidden size, 0.3 for wider heads).
     """
     import torch
 
-    half = max(torch.finfo(dtype).eps / 2 for dtype in dtypes)
+    half = max((torch.finfo(dtype).eps / 2 for dtype in dtypes), default=0.0)
     return _EXACT + _ROUNDINGS * half
 
 

@@ -1,6 +1,7 @@
 """The options of ``brickwork grow width`` and its like, from the fields of the rows of a part."""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -28,12 +29,16 @@ class PartCommand(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """``--by``, the options of the rows, and its own."""
         argument, *own = super().get_params(ctx)
+        return [argument, *self._of_rows, *own]
+
+    @cached_property
+    def _of_rows(self) -> list[click.Option]:
         rows = rows_of(self.part)
         by = click.Option(
             ["--by"], type=click.Choice([*rows, *self.others]), default=next(iter(rows)),
             help="; ".join(f"{row.name}: {row.meaning}" for row in rows.values()),
         )  # fmt: skip
-        return [argument, by, *_options_of(rows), *own]
+        return [by, *_options_of(rows)]
 
 
 def rows_of(part: str) -> "Mapping[str, GrowthRow]":

@@ -36,7 +36,9 @@ def _grow(part: str, model: str, by: str, options: dict[str, Any]) -> None:
         _refuse_partition(by)
     from brickwork.grow.recipe import GrowthRecipe, RecipeStep
 
-    step = RecipeStep(part=part, by=by, options=row_options(part, by, options))
+    besides = ("--tokens-from",) if part == "vocab" else ()
+    told = row_options(part, by, options, besides=besides)
+    step = RecipeStep(part=part, by=by, options=told)
     grow_and_tell(model, GrowthRecipe(steps=(step,), seed=options["seed"]), options)
 
 
@@ -146,7 +148,8 @@ experts = _command(
 
     {_MODEL} By `upcycle` every expert is a copy of the FFN; by `copies` every expert of a mixture
     becomes several; by `partition` the experts are groups of the neurons that there are, so that
-    the model does not grow but for its routers (see `brickwork moe`, which can train them).
+    the model does not grow but for its routers, and --top-k is all of them by default (see
+    `brickwork moe`, which can train routers).
 
     \b
     Examples:

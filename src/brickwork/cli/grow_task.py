@@ -138,7 +138,7 @@ def _learned(
     study = _study(loaded, stream, results, data or "", options["seed"])
     write_study(study, options["out"])
     kit.write(options["out"])
-    found = told(study) | {"bricks": kit.kept(options["store"])}
+    found = told(study) | {"bricks": kit.kept(options["store"]), "routing": kit.routing}
     if options["report"] is not None:
         from brickwork.report.stream import write_stream_report
 

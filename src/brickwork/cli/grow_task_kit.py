@@ -22,6 +22,8 @@ _ROUTER = "router"
 class Kit:
     """Builds each brick and each router once, for all strategies of a run.
 
+    ``routing`` says what the last retrieval compares instructions by; empty if there was none.
+
     Args:
         loaded: the base, in float32.
         stream: the tasks, and what the base can do.
@@ -38,6 +40,7 @@ class Kit:
     ) -> None:
         self._loaded, self._stream, self._options = loaded, stream, options
         self._report = lambda _step, _steps, _loss: advance(1)
+        self.routing = ""
         self._bricks: dict[str, Brick] = {}
         self._taught: dict[int, TaskRouter] = {}
 
@@ -126,7 +129,8 @@ class Kit:
         ]
         weights = self._loaded.base.fingerprint.weights
         states = BaseStates(weights, lambda texts: pooled_states(self._loaded, texts))
-        embedder, _ = choose_embedder(corpus, states=states)
+        embedder, choice = choose_embedder(corpus, states=states)
+        self.routing = f"{choice.name}: {choice.reason}"
         few = list(islice(self._instructions, _BACKGROUND))
         retriever = Retriever(corpus, embedder, background=few)
 

@@ -80,6 +80,8 @@ def render(console: "Console", document: Mapping[str, Any]) -> None:
     say(f"{document['training_flops']:.3g} FLOPs of training at most")
     if "results" in document:
         _results(console, document)
+    if document.get("routing"):
+        say(f"retrieval by {document['routing']}")
     for name, reference in document.get("bricks", {}).items():
         if reference:
             say(f"{name}: in the store as {reference}")

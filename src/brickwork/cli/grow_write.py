@@ -10,6 +10,8 @@ from brickwork.cli.options import OUT, Command, offline_option, output_options
 if TYPE_CHECKING:
     from brickwork.grow.recipe import GrowthRecipe
 
+_TOKENIZED = ("vocab", "context")  # growths that the tokenizer has to know of
+
 
 def writing_options(command: Command) -> Command:
     """Give a command ``out``, ``check``, ``device``, ``revision``, ``dry_run`` and ``as_json``."""
@@ -77,7 +79,7 @@ def _carried_out(model: str, recipe: "GrowthRecipe", options: dict[str, Any]) ->
     from brickwork.model.weights import CheckpointWeights, ModelWeights
     from brickwork.reference.paths import resolve_model
 
-    words = any(step.part == "vocab" for step in recipe.steps)
+    words = any(step.part in _TOKENIZED for step in recipe.steps)
     outline = open_model(model, {**options, "dtype": "auto"}, outline=True, tokenizer=words)
     dry_run = options["dry_run"]
     source = find_checkpoint(resolve_model(model), options["revision"], weights=not dry_run)

@@ -23,6 +23,10 @@ from brickwork.combine.mixture_router import (
     prompted_rows,
     random_rows,
 )
+from brickwork.combine.operands import Source
+from brickwork.combine.plan import MergePlan, ModelRef, Operand, TensorPlan
+from brickwork.errors import MergeError, listed
+from brickwork.model.config import read_config
 from brickwork.model.mixture_targets import (
     FILLER,
     MixtureSizes,
@@ -30,10 +34,6 @@ from brickwork.model.mixture_targets import (
     choose_target,
     head_width,
 )
-from brickwork.combine.operands import Source
-from brickwork.combine.plan import MergePlan, ModelRef, Operand, TensorPlan
-from brickwork.errors import MergeError, listed
-from brickwork.model.config import read_config
 from brickwork.model.shards import Held, Shards
 
 _FFN = "model.layers.{layer}.mlp.{part}.weight"

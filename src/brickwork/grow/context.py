@@ -25,13 +25,19 @@ def extend_context(weights: Weights, options: ContextOptions) -> Growth:
     old, new = _lengths(weights, options)
     path = role_path(model, "positions", None)
     table = find_module(model, path)
+    entries: dict[str, Any] = {"max_position_embeddings": new}
     if table is None:
-        return Growth("equal", {"max_position_embeddings": new})
+        rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+        original = rope.get("original_max_position_embeddings")
+        if original and rope.get("factor") is None:
+            # LongRoPE scales attention by it, and takes it from the positions if it is not there.
+            entries["rope_parameters"] = {**rope, "factor": old / original}
+        return Growth("equal", entries, length=new)
     rows = int(table.get_parameter("weight").shape[0])
     offset = rows - old  # OPT keeps two rows before the first position
     source = [offset + place for place in repeated(old, new)]
     spread = added(rows, rows + new - old, source=source)
-    return Growth("old lengths", {"max_position_embeddings": new}, {"positions": spread})
+    return Growth("old lengths", entries, {"positions": spread}, length=new)
 
 
 def scale_dynamically(weights: Weights, options: ContextOptions) -> Growth:
@@ -93,7 +99,7 @@ def _scaled(
         entries["head_dim"] = heads_of(config, 0).head_dim
     if kind != "dynamic":
         entries["max_position_embeddings"] = new
-    return Growth(promise, entries)
+    return Growth(promise, entries, length=new)
 
 
 def _lengths(weights: Weights, options: ContextOptions) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from brickwork.errors import GrowthError
 from brickwork.grow.growth import Growth, Old
 from brickwork.grow.options import CopiesOptions, UpcycleOptions
-from brickwork.grow.spread import added, generator_for, repeated, spread_axis
+from brickwork.grow.spread import added, generator_for, repeated, spread_axis, wide
 from brickwork.model.mixture_targets import MixtureSizes, choose_target
 from brickwork.model.parameters import Axis, Segment
 from brickwork.model.parts import experts_row_of, ffn_row_of, layers_of, part_of, row_of
@@ -72,7 +72,8 @@ def _router(old: Old, layer: int | None, seed: int, options: UpcycleOptions) -> 
 def _gate_up(old: Old, layer: int | None, seed: int, options: UpcycleOptions) -> Tensor:
     both = [old(role, layer, "weight") for role in ("mlp.gate", "mlp.up")]
     neurons, hidden = both[0].shape
-    whole = both[0].new_empty(options.experts, 2 * neurons, hidden)
+    dtype = torch.promote_types(both[0].dtype, both[1].dtype)
+    whole = torch.empty(options.experts, 2 * neurons, hidden, dtype=dtype)
     for expert, matrix in enumerate(whole):
         chosen = _chosen(layer, expert, neurons, options)
         for part, source in zip(matrix.chunk(2), both, strict=True):
@@ -101,7 +102,7 @@ def _redraw(part: Tensor, chosen: Tensor, source: Tensor, generator: torch.Gener
     """Give some rows new numbers with the mean and the deviation that theirs had, in place."""
     if not len(chosen):
         return
-    rows = source[chosen].float()
+    rows = wide(source[chosen])
     noise = torch.randn(rows.shape, generator=generator)
     part[chosen] = (noise * rows.std() + rows.mean()).to(part.dtype)
 
@@ -109,9 +110,11 @@ def _redraw(part: Tensor, chosen: Tensor, source: Tensor, generator: torch.Gener
 def add_copies(weights: Weights, options: CopiesOptions) -> Growth:
     """Every expert as often, and as many more for each token, so that all copies are chosen.
 
-    With a linear router and the number for each token as before, no new expert can be kept from
-    being chosen for some input in place of an old one; with copies that are chosen together,
-    each weighs its part. Uneven shares let copies learn apart.
+    With as many for each token as before a single new expert would change what is said: if two or
+    more are chosen and the router's rows are independent, some input chooses it in place of an
+    old one, and if one is, a new one that is never chosen (its row the mean of the others) never
+    learns. Copies are chosen together, and each weighs its part; uneven shares let them learn
+    apart.
 
     Raises:
         GrowthError: if the model is no mixture of experts.

@@ -5,7 +5,7 @@ by one from the old ones as they are asked for, so that a model larger than memo
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 import torch
@@ -60,7 +60,7 @@ class Growth:
         replaced: the whole configuration, where the family changes.
         made: by role and name, how a parameter is made that is no spread of an old one.
         tokens: what is added to the vocabulary, in the order of their numbers.
-        notes: what the user should know.
+        length: tokens of the longest text afterwards; None: as before.
     """
 
     promise: Promise
@@ -73,7 +73,7 @@ class Growth:
         default_factory=dict
     )
     tokens: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    length: int | None = None
 
 
 class GrownWeights:
@@ -110,10 +110,14 @@ class GrownWeights:
         return self._adjusted(described, result)
 
     def dtype_of(self, path: str) -> torch.dtype:
-        """The number format of its source; of what is made, that of the old model."""
+        """The number format of its source; of what is made, the widest of the old layer's."""
         described = self._described[path]
-        found = self._old.get((described.role, self.source_of(described.layer), described.name))
-        return self.old.dtype_of(found.path) if found else self.old.outline.dtype
+        layer = self.source_of(described.layer)
+        found = self._old.get((described.role, layer, described.name))
+        if found is not None:
+            return self.old.dtype_of(found.path)
+        own = (self.old.dtype_of(d.path) for d in self._old.values() if d.layer == layer)
+        return reduce(torch.promote_types, own)
 
     @cached_property
     def fresh(self) -> tuple[Fresh, ...]:

@@ -96,7 +96,14 @@ def widen_heads(weights: Weights, options: WiderOptions) -> Growth:
             f"wider heads were asked for, but the rotation is of the type {kind!r}, which depends "
             f"on a head's width in another way than {', '.join(_WIDTH_FREE)}; add heads instead."
         )
-    turned = int(heads.head_dim * rope.get("partial_rotary_factor", 1.0))
+    part = rope.get("partial_rotary_factor", 1.0)
+    turned = int(heads.head_dim * part)
+    if int(heads.head_dim * options.times * part) != turned * options.times:
+        raise GrowthError(
+            f"heads {options.times} times as wide were asked for, of which {part} is rotated: "
+            f"{turned} of {heads.head_dim} numbers now, and then not {options.times} times as "
+            "many; choose another multiple."
+        )
     inner = wider_head(heads.head_dim, turned, options.times)
     old = (False,) * heads.heads
     spreads: dict[Kind, Spread] = {

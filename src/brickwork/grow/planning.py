@@ -11,7 +11,7 @@ from brickwork.brick.spec import explain
 from brickwork.errors import ConfigurationError
 from brickwork.grow.growth import GrownWeights, Growth
 from brickwork.grow.growths import find_growth
-from brickwork.model.tokens import Tokenizer, with_tokens
+from brickwork.model.tokens import Tokenizer, with_length, with_tokens
 from brickwork.model.weights import Weights
 
 
@@ -58,4 +58,6 @@ def grow(
     larger = tokenizer
     if growth.tokens and tokenizer is not None:
         larger, _ = with_tokens(tokenizer, growth.tokens)
+    if growth.length is not None and larger is not None:
+        larger = with_length(larger, growth.length)
     return Grown(GrownWeights(weights, growth, seed), larger, growth)

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from math import log2
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import Field, ValidationError
 
@@ -26,7 +28,7 @@ from brickwork.model.shard_layout import ShardLayout
 from brickwork.model.sizes import model_of
 from brickwork.model.stream import planned_layout, write_weights
 from brickwork.model.tokens import Tokenizer, saved_tokenizer
-from brickwork.model.weights import Weights
+from brickwork.model.weights import Weights, in_memory
 
 
 class RecipeStep(Options):
@@ -60,6 +62,7 @@ class GrownModel:
         old_tokens: how many tokens there were whose logits are comparable.
         steps: what was done.
         notes: what the user should know.
+        own_tokenizer: whether the tokenizer is another than the old model's.
     """
 
     weights: Weights
@@ -67,6 +70,7 @@ class GrownModel:
     old_tokens: int
     steps: tuple[Step, ...]
     notes: tuple[str, ...]
+    own_tokenizer: bool = False
 
     @property
     def fresh(self) -> tuple[Fresh, ...]:
@@ -138,8 +142,22 @@ def _step(before: GrownModel, step: RecipeStep, seed: int) -> GrownModel:
     known = before.old_tokens
     if grown.growth.tokens and before.tokenizer is not None:
         known = min(known, len(before.tokenizer))
-    notes = before.notes + grown.growth.notes
-    return GrownModel(grown.weights, grown.tokenizer, known, (*before.steps, done), notes)
+    notes = before.notes + _rounding(grown.weights.outline.dtype, grown.growth.factors)
+    own = before.own_tokenizer or grown.tokenizer is not before.tokenizer
+    return GrownModel(grown.weights, grown.tokenizer, known, (*before.steps, done), notes, own)
+
+
+def _rounding(dtype: torch.dtype, factors: Mapping[str, float]) -> tuple[str, ...]:
+    """What to say where weights are multiplied by what a short number format rounds."""
+    rounded = sorted(role for role, factor in factors.items() if not log2(factor).is_integer())
+    if not rounded or dtype.itemsize > 2:
+        return ()
+    most = torch.finfo(dtype).eps / 2
+    note = (
+        f"{', '.join(rounded)} are multiplied by no power of two, which {dtype} rounds by up to "
+        f"{most:.2%}; the logits differ by about as much."
+    )
+    return (note,)
 
 
 def sizes_of(weights: Weights) -> Sizes:
@@ -150,13 +168,9 @@ def sizes_of(weights: Weights) -> Sizes:
 
 def load_grown(grown: GrownModel, old: LoadedModel) -> LoadedModel:
     """The grown model in memory, in the dtype and on the device of the old one."""
-    weights = grown.weights
-    # Nothing of the old model may change when the grown one is trained.
-    own = {
-        path: weights.tensor(path).to(old.dtype, copy=True)
-        for path, _ in weights.outline.named_parameters()
-    }
-    return model_of(weights.outline.config, own, old, tokenizer=grown.tokenizer)
+    # Copies: nothing of the old model may change when the grown one is trained.
+    own = in_memory(grown.weights, old.dtype)
+    return model_of(grown.weights.outline.config, own, old, tokenizer=grown.tokenizer)
 
 
 def write_grown(
@@ -180,9 +194,8 @@ def write_grown(
         ModelError: if something is there already, there is no room, or it cannot be written.
     """
     record = GrowthRecord(model=name, steps=grown.steps, fresh=grown.fresh)
-    added = any(step.part == "vocab" for step in grown.steps)
-    files = files_beside(source, tokenizer=not added)
-    if added and grown.tokenizer is not None:
+    files = files_beside(source, tokenizer=not grown.own_tokenizer)
+    if grown.own_tokenizer and grown.tokenizer is not None:
         files |= saved_tokenizer(grown.tokenizer)
     files[RECORD] = json_bytes(RECORD, record.model_dump(mode="json"))
     return write_weights(grown.weights, folder, files, advance=advance)

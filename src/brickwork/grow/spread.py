@@ -147,8 +147,8 @@ def _share(
 ) -> None:
     """Divide what is read of a unit among its copies, in place.
 
-    Each copy is rounded, and the smallest gets what is left, which its format can hold: so their
-    sum is what was divided, to the bit, also in bfloat16.
+    Each copy is rounded, and the smallest gets what is left, which a short format can hold: so the
+    sum of the copies is what was divided, to the bit in bfloat16 and float16.
     """
     shared = (factors != 1).nonzero().flatten()
     falling = shared[factors[shared].argsort(descending=True, stable=True)]

@@ -51,10 +51,11 @@ def _grown(
     _, numbers = with_tokens(tokenizer, options.tokens)
     size = max(rows, max(numbers) + 1)
     everything = tuple(range(min(known, rows)))
-    blends = {
-        number: (pieces_of(tokenizer, token) if by_pieces else ()) or everything
-        for number, token in zip(numbers, options.tokens, strict=True)
-    }
+    blends = {}
+    for number, token in zip(numbers, options.tokens, strict=True):
+        # A tokenizer may know tokens that the table has no rows for.
+        pieces = tuple(n for n in pieces_of(tokenizer, token) if n < rows) if by_pieces else ()
+        blends[number] = pieces or everything
     new = set(numbers)
     # A row that pads the table may lie where a new token belongs.
     source = tuple(n if n < rows and n not in new else NONE for n in range(size))

@@ -64,7 +64,9 @@ def write_weights(
         new.mkdir()
         _begin(layout, new)
         for path, _ in weights.outline.named_parameters():
-            for name, tensor in as_saved(weights.outline, {path: weights.tensor(path)}).items():
+            whole = weights.tensor(path)
+            assert whole.dtype == weights.dtype_of(path), f"{path} would not fit its place"
+            for name, tensor in as_saved(weights.outline, {path: whole}).items():
                 _write(tensor, layout, name, new)
                 advance(tensor.numel() * tensor.element_size())
         weights.outline.config.save_pretrained(new)

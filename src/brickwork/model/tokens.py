@@ -33,7 +33,7 @@ def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> tuple[Tokenizer,
 
 
 def _is_token(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether there is such a token, perhaps written otherwise: byte-level ones have Ġ for a space."""
+    """Whether there is such a token, perhaps under a name of its own, as "Ġthe" is for " the"."""
     if not text or text in tokenizer.get_vocab():
         return True
     pieces = pieces_of(tokenizer, text)

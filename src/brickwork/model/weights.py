@@ -133,6 +133,7 @@ def saved_pieces(model: PreTrainedModel, path: str) -> dict[str, Piece]:
     }
 
 
-def in_memory(weights: Weights) -> Mapping[str, Tensor]:
-    """All parameters by path."""
-    return {path: weights.tensor(path) for path, _ in weights.outline.named_parameters()}
+def in_memory(weights: Weights, dtype: torch.dtype | None = None) -> Mapping[str, Tensor]:
+    """Copies of all parameters by path, each in its own dtype or all in the given one."""
+    paths = [path for path, _ in weights.outline.named_parameters()]
+    return {path: weights.tensor(path).to(dtype=dtype, copy=True) for path in paths}
