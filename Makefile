@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# Two workers by default, each with whole files; one process: make test WORKERS=
+WORKERS ?= -n 2 --dist loadgroup --no-loadscope-reorder
 INSTALL := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -24,7 +26,7 @@ test: $(READY)
 	@echo "== ruff format" && $(PY) -m ruff format --check .
 	@echo "== mypy" && $(PY) -m mypy
 	@echo "== lint-imports" && $(VENV)/bin/lint-imports --no-logo
-	@echo "== pytest (tests, and the doctests of src)" && $(PY) -m pytest
+	@echo "== pytest (tests, and the doctests of src)" && $(PY) -m pytest $(WORKERS)
 
 # torch comes first and alone, at the tested version: a machine that offers a CPU build of it
 # takes that build, and no later step trades it for another.

@@ -106,7 +106,11 @@ def _sites(sites: dict[str, Site]) -> dict[str, Any]:
     kinds: list[SiteKind] = ["embedding", "block", "attention", "linear", "norm"]
     return {
         kind: {
-            "forms": [form.name for form in forms().values() if kind in form.sites],
+            "forms": [
+                form.name
+                for form in forms().values()
+                if kind in form.sites and form.effect != "none"
+            ],
             "addresses": [site.address for site in sites.values() if site.kind == kind],
         }
         for kind in kinds
