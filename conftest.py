@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The documents first: they take longest, and no worker shall be left alone with them."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
