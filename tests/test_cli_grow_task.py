@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from brickwork.brick.brick import Brick
 from brickwork.brick.folder import read_brick
 from brickwork.cli.main import main
 from brickwork.grow.stream_measures import average
@@ -139,3 +141,35 @@ def test_a_classifier_needs_to_know_what_the_base_can_do(world: Path, capsys: Ca
     words = ["grow", "task", str(world / "model"), f"--task=turn={world / 'turn.jsonl'}"]
     assert main([*words, "--router", "classifier", "-o", "out"]) == 2
     assert "need examples of what the base can do" in " ".join(capsys.readouterr().err.split())
+
+
+def test_bricks_that_are_alike_become_one_and_every_task_is_measured(
+    world: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    document = told(capsys, words_of(world, "-o", out, "--consolidate", -0.99))
+    found = document["consolidation"]
+    assert [one["group"] for one in found["tasks"]] == ["group-1", "group-1"]
+    assert json.loads((out / "consolidation.json").read_text()) == found
+    assert all(one["before"] < one["base"] for one in found["tasks"]), "each brick was learned"
+    merged, first, second = (
+        read_brick(out / "bricks" / name) for name in ("group-1", "turn", "mirror")
+    )
+    site = first.spec.sites[0]
+
+    def update(brick: Brick) -> torch.Tensor:
+        own = brick.by_site[site]
+        return own["B"] @ own["A"] * (brick.spec.options["alpha"] / len(own["A"]))
+
+    # Products of float32 in another order.
+    assert torch.allclose(update(merged), (update(first) + update(second)) / 2, atol=1e-5)
+
+
+def test_nothing_is_merged_that_is_not_alike_or_no_brick(
+    world: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    document = told(capsys, words_of(world, "-o", tmp_path / "out", "--consolidate", 1.0))
+    assert document["consolidation"] is None
+    words = words_of(world, "-o", tmp_path / "more", "--consolidate", 0.5, "--strategy", "full")
+    assert main(words) == 2
+    assert "makes no brick for each task" in capsys.readouterr().err

@@ -37,6 +37,10 @@ _COUNT = click.IntRange(min=1)
     "--router", type=click.Choice(["retrieval", "classifier"]), default="retrieval",
     help="Who picks the brick: as `brickwork run` does; or a classifier, trained on all prompts.",
 )  # fmt: skip
+@click.option(
+    "--consolidate", type=click.FloatRange(-1, 1, min_open=True), metavar="COSINE",
+    help="Afterwards, merge bricks that are as alike as this into one, and measure every task.",
+)  # fmt: skip
 @click.option("--data", help="What the base can do: labelled instances (for `reference`: its own).")
 @click.option("--mapping", help="How to read a data set: infinity-instruct, or a YAML file.")
 @click.option("--instances", type=_COUNT, help="Instances of each functionality (default: all).")
@@ -106,6 +110,11 @@ def _require_sense(options: dict[str, Any], data: str | None) -> None:
     options["settings"] = parse_settings(options["settings"])
     for name in names:
         find_strategy(name).parse(options["settings"])
+    if options["consolidate"] is not None and not {"bricks", "oracle"} & set(names):
+        raise ConfigurationError(
+            f"bricks were to be consolidated, but {', '.join(names)} makes no brick for each task; "
+            "choose --strategy bricks, or leave out --consolidate."
+        )
     if data is None and ("replay" in options["settings"] or options["router"] == "classifier"):
         raise ConfigurationError(
             "replay and a classifier need examples of what the base can do; name labelled "
@@ -137,8 +146,9 @@ def _learned(
         results = [_run(kit, stream, name, options) for name in options["names"]]
     study = _study(loaded, stream, results, data or "", options["seed"])
     write_study(study, options["out"])
+    merged = kit.consolidated(options["consolidate"], options["out"])
     kit.write(options["out"])
-    found = told(study) | {"bricks": kit.kept(options["store"]), "routing": kit.routing}
+    found = told(study) | merged | {"bricks": kit.kept(options["store"]), "routing": kit.routing}
     if options["report"] is not None:
         from brickwork.report.stream import write_stream_report
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _EXEMPLARS = 12  # instructions that a brick carries to be found by
 _BACKGROUND = 140  # instructions that retrieval learns to abstain on
-_ROUTER = "router"
+_ROUTER, _CONSOLIDATION = "router", "consolidation.json"
 
 
 class Kit:
@@ -74,6 +74,35 @@ class Kit:
             write_brick(brick, folder / "bricks" / name)
         if len(self._taught) > 1:
             write_router(self._taught[max(self._taught)], folder / _ROUTER)
+
+    def consolidated(self, least: float | None, folder: Path) -> dict[str, Any]:
+        """Merge bricks that do alike, by their mean, and say what every task loses by it.
+
+        The merged bricks are written with the others, which stay.
+        """
+        from brickwork.brick.durable import write_file
+        from brickwork.brick.files import json_bytes
+        from brickwork.combine.bricks import combine_bricks
+        from brickwork.grow.consolidate import consolidate, similar_groups
+        from brickwork.runtime.brick_rows import row_logits
+
+        if least is None:
+            return {}
+        groups = similar_groups(self._bricks, least)
+        if not groups:
+            return {"consolidation": None}
+        made = consolidate(
+            self._bricks, groups,
+            lambda bricks, name: combine_bricks(
+                bricks, "linear", parameters={"weight": 1.0}, name=name
+            ).brick,
+            tasks=self._stream.tasks, logits=row_logits(self._loaded),
+        )  # fmt: skip
+        document = made.document.model_dump(mode="json")
+        write_file(folder / _CONSOLIDATION, json_bytes(_CONSOLIDATION, document))
+        merged = {name: made.bricks[members[0]] for name, members in groups.items()}
+        self._bricks |= merged
+        return {"consolidation": document}
 
     def kept(self, store: Path | None) -> dict[str, str]:
         """Put the bricks into a store, if there is to be one: their references by task."""

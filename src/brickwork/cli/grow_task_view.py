@@ -80,6 +80,8 @@ def render(console: "Console", document: Mapping[str, Any]) -> None:
     say(f"{document['training_flops']:.3g} FLOPs of training at most")
     if "results" in document:
         _results(console, document)
+    for line in _merged(document):
+        say(line)
     if document.get("routing"):
         say(f"retrieval by {document['routing']}")
     for name, reference in document.get("bricks", {}).items():
@@ -111,6 +113,22 @@ def _results(console: "Console", document: Mapping[str, Any]) -> None:
     for one in document["results"]:
         for line in _lines(one):
             console.print(f"{one['strategy']}: {line}", markup=False, soft_wrap=True)
+
+
+def _merged(document: Mapping[str, Any]) -> list[str]:
+    """What consolidation did; nothing if it was not asked for."""
+    found = document.get("consolidation")
+    if found is None:
+        asked = "consolidation" in document
+        return ["no two bricks are so much alike, so none were merged"] if asked else []
+    lines = [
+        f"{one['name']}: in {one['group']}, loss {one['before']:.3f} alone and {one['after']:.3f} "
+        f"merged (base {one['base']:.3f})"
+        for one in found["tasks"]
+        if one["group"]
+    ]
+    before, after = found["parameters_before"], found["parameters_after"]
+    return [*lines, f"{before:,} numbers in bricks before, {after:,} after"]
 
 
 def _lines(one: Mapping[str, Any]) -> list[str]:
