@@ -107,8 +107,10 @@ def run_call(call: Call, folder: Path, where: str) -> None:
         f"{where}: {call.command!r} is neither brickwork nor make, so it is not run; "
         "mark its block no-run and say why"
     )
-    # A person's command has all cores; one thread is for the tests' own tiny models.
-    everyday = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    # A person's command has all cores; one thread is for the tests' own tiny models, and for
+    # commands beside another worker, where threads wait for each other.
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    everyday = {k: v for k, v in os.environ.items() if not (alone and k == "OMP_NUM_THREADS")}
     result = subprocess.run(
         ["bash", "-o", "pipefail", "-c", call.command],
         cwd=folder, env=everyday, capture_output=True, text=True, check=False, timeout=SECONDS,
