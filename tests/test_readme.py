@@ -28,6 +28,8 @@ FENCE = re.compile(
 COMMANDS = ("console", "sh")
 JSON_FILE = re.compile(r"[\w-]+\.jsonl?")
 SECONDS = 300
+# They take minutes each, and so run with the slow tests: pytest -m slow tests/test_readme.py
+LONG = ("analysis.md", "part-of-a-model.md")
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(d, marks=pytest.mark.slow) if d.name in LONG else d for d in DOCUMENTS],
+    ids=lambda path: path.name,
+)
 def test_every_block_runs(path: Path, elsewhere: Path) -> None:
     run_document(path.read_text(), elsewhere, path.name)
 
