@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from brickwork.brick import effects, forms
+from brickwork.brick import effects, forms, tables
 from brickwork.brick.brick import Brick
 from brickwork.brick.check import problems, require_fit, require_weight
 from brickwork.brick.effects import (
@@ -176,7 +176,7 @@ class _Entry:
 
 def _add_row(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
     row = Form(**{**vars(find_form("bias")), "name": "stored", **fields})
-    monkeypatch.setattr(forms, "entry_points", lambda group: [_Entry(row)])
+    monkeypatch.setattr(tables, "entry_points", lambda group: [_Entry(row)])
     forms.forms.cache_clear()
 
 

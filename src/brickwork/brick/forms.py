@@ -10,11 +10,11 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 from brickwork.brick.base import SiteKind
-from brickwork.errors import BrickFormatError, UnknownNameError
+from brickwork.brick.tables import collect_rows, find_row
+from brickwork.errors import BrickFormatError
 
 if TYPE_CHECKING:
     from brickwork.brick.brick import Brick
@@ -181,20 +181,12 @@ _ROWS = (
 @cache
 def forms() -> Mapping[str, Form]:
     """All rows by name, those of installed packages included."""
-    rows = {row.name: row for row in _ROWS}
-    for entry in entry_points(group="brickwork.forms"):
-        row = entry.load()
-        if row.name in rows:
-            raise BrickFormatError(f"two packages define the form {row.name!r}; remove one.")
-        rows[row.name] = row
-    return rows
+    return collect_rows(_ROWS, "brickwork.forms", "form", BrickFormatError)
 
 
 def find_form(name: str) -> Form:
     """The row of that name, or an error that lists the nearest names."""
-    if name not in forms():
-        raise UnknownNameError("form", name, forms())
-    return forms()[name]
+    return find_row(forms(), "form", name)
 
 
 def effects_of(brick: "Brick") -> list["Effect"]:

@@ -7,12 +7,12 @@ package adds rows through the entry-point group ``brickwork.merge_methods``.
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from brickwork.brick.tables import collect_rows, find_row
 from brickwork.combine.method import Method, Parameter
 from brickwork.combine.operands import Operands, TensorSource, matrix_shape
 from brickwork.combine.rows import ROWS
@@ -24,20 +24,12 @@ __all__ = ["Method", "Parameter", "find_method", "merge_tensors", "methods", "re
 @cache
 def methods() -> Mapping[str, Method]:
     """All rows by name, those of installed packages included."""
-    rows = {row.name: row for row in ROWS}
-    for entry in entry_points(group="brickwork.merge_methods"):
-        row = entry.load()
-        if row.name in rows:
-            raise MergeError(f"two packages define the merge method {row.name!r}; remove one.")
-        rows[row.name] = row
-    return rows
+    return collect_rows(ROWS, "brickwork.merge_methods", "merge method", MergeError)
 
 
 def find_method(name: str) -> Method:
     """The row of that name, or an error that lists the nearest names."""
-    if name not in methods():
-        raise UnknownNameError("merge method", name, methods())
-    return methods()[name]
+    return find_row(methods(), "merge method", name)
 
 
 def merge_tensors(

@@ -8,7 +8,7 @@ arXiv:1511.05641). Uneven shares let the copies learn different things.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -48,7 +48,7 @@ class Spread:
         return old if self.inner is None else len(self.inner)
 
 
-def added(old: int, new: int, *, source: Sequence[int] | None = None, **how: object) -> Spread:
+def added(old: int, new: int, *, source: Sequence[int] | None = None, **how: Any) -> Spread:
     """All old units in their places, then new ones: of ``source``, or of none.
 
     >>> added(2, 3, source=[1]).source
@@ -56,7 +56,7 @@ def added(old: int, new: int, *, source: Sequence[int] | None = None, **how: obj
     """
     rest = tuple(source) if source is not None else (NONE,) * (new - old)
     assert len(rest) == new - old, "a source for every new unit"
-    return Spread((*range(old), *rest), (False,) * old + (True,) * (new - old), **how)  # type: ignore[arg-type]
+    return Spread((*range(old), *rest), (False,) * old + (True,) * (new - old), **how)
 
 
 def repeated(old: int, new: int) -> list[int]:

@@ -5,9 +5,9 @@ An outside package adds rows through the entry-point group ``brickwork.stream_st
 
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 
-from brickwork.errors import GrowthError, UnknownNameError
+from brickwork.brick.tables import collect_rows, find_row
+from brickwork.errors import GrowthError
 from brickwork.grow.strategy import Strategy
 
 _MODELS, _BRICKS = "brickwork.grow.strategy_models", "brickwork.grow.strategy_bricks"
@@ -56,17 +56,9 @@ _ROWS = (
 @cache
 def strategies() -> Mapping[str, Strategy]:
     """All rows by name, those of installed packages included."""
-    rows = {row.name: row for row in _ROWS}
-    for entry in entry_points(group="brickwork.stream_strategies"):
-        row = entry.load()
-        if row.name in rows:
-            raise GrowthError(f"two packages define the strategy {row.name!r}; remove one.")
-        rows[row.name] = row
-    return rows
+    return collect_rows(_ROWS, "brickwork.stream_strategies", "strategy", GrowthError)
 
 
 def find_strategy(name: str) -> Strategy:
     """The row of that name, or an error that lists the nearest names."""
-    if name not in strategies():
-        raise UnknownNameError("strategy", name, strategies())
-    return strategies()[name]
+    return find_row(strategies(), "strategy", name)

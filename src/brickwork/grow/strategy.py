@@ -1,6 +1,5 @@
 """What a row of STRATEGIES says, what a strategy is given, and what it must be able to do."""
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ValidationError
 
 from brickwork.brick.brick import Brick
+from brickwork.brick.forms import load_target
 from brickwork.brick.spec import explain
 from brickwork.errors import ConfigurationError, GrowthError
 from brickwork.grow.answering import Answers, Examples, RowLogits
@@ -135,7 +135,7 @@ class Strategy:
         Raises:
             ConfigurationError: naming every option that is unknown or not valid.
         """
-        kind: type[BaseModel] = _load(self.options)
+        kind: type[BaseModel] = load_target(self.options)
         try:
             return kind.model_validate(dict(given))
         except ValidationError as error:
@@ -157,10 +157,5 @@ class Strategy:
                 f"the strategy {self.name!r} was to learn a stream, but was given no "
                 f"{', no '.join(missing)}; pass it in the StreamContext."
             )
-        started: AbstractContextManager[Learner] = _load(self.target)(context, options)
+        started: AbstractContextManager[Learner] = load_target(self.target)(context, options)
         return started
-
-
-def _load(target: str) -> Any:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)

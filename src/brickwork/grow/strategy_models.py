@@ -112,9 +112,7 @@ def train_blocks(context: StreamContext, options: BlockExpansionOptions) -> Iter
     """New blocks, of a grown copy; the blocks that were there rest."""
     base = context.loaded
     grown = grow(ModelWeights(base.model), "depth", "blocks", {"blocks": options.blocks}).weights
-    # Copies: a new block begins with the very tensors of an old one.
-    tensors = {path: tensor.clone() for path, tensor in in_memory(grown).items()}
-    loaded = model_of(grown.outline.config, tensors, base)
+    loaded = model_of(grown.outline.config, in_memory(grown), base)
     sizes = [sum(p.numel() for p in model.parameters()) for model in (base.model, loaded.model)]
     added = Added(sizes[1] - sizes[0], token_flops(loaded.model) - token_flops(base.model))
     yield TrainedModel(context, loaded, grown.fresh, added=added, options=options)

@@ -6,9 +6,9 @@ rows through the entry-point group ``brickwork.edit_methods``.
 
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 
-from brickwork.errors import EditError, UnknownNameError
+from brickwork.brick.tables import collect_rows, find_row
+from brickwork.errors import EditError
 from brickwork.update.method import EditMethod
 
 _ROWS = (
@@ -69,17 +69,9 @@ _ROWS = (
 @cache
 def edit_methods() -> Mapping[str, EditMethod]:
     """All rows by name, those of installed packages included."""
-    rows = {row.name: row for row in _ROWS}
-    for entry in entry_points(group="brickwork.edit_methods"):
-        row = entry.load()
-        if row.name in rows:
-            raise EditError(f"two packages define the edit method {row.name!r}; remove one.")
-        rows[row.name] = row
-    return rows
+    return collect_rows(_ROWS, "brickwork.edit_methods", "edit method", EditError)
 
 
 def find_edit_method(name: str) -> EditMethod:
     """The row of that name, or an error that lists the nearest names."""
-    if name not in edit_methods():
-        raise UnknownNameError("edit method", name, edit_methods())
-    return edit_methods()[name]
+    return find_row(edit_methods(), "edit method", name)
