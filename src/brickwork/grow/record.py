@@ -52,6 +52,8 @@ def read_growth(folder: Path) -> GrowthRecord:
         return GrowthRecord.model_validate(json.loads((folder / RECORD).read_text("utf-8")))
     except (OSError, ValueError) as error:
         reason = explain(error) if isinstance(error, ValidationError) else str(error)
+        if isinstance(error, FileNotFoundError):  # its own words name places of this machine
+            reason = "there is none"
         raise GrowthError(
             f"{folder.name!r} was to be a grown model, but its {RECORD} does not say how it grew "
             f"({reason}); name a folder that a growth has written."
